@@ -1,0 +1,1 @@
+"""Audio, manifests and batches: numpy only, no jax."""

@@ -1,0 +1,1 @@
+"""Flax Linen modules and their frozen configs: no files, no tokenizer, no mesh, no I/O."""

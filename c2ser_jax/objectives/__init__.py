@@ -1,0 +1,1 @@
+"""Training objectives: pure functions from arrays to (sum, count)."""
