@@ -1,0 +1,220 @@
+"""Model directories: a trained or converted model that explains itself, read with numpy alone.
+
+DIR/config.json         kind, model config, labels, licence, origin, versions
+DIR/params.safetensors  parameters, named by path: "encoder/blocks/attn/qkv/kernel"
+DIR/carried.safetensors what a conversion carries along for export (optional)
+DIR/trained_on.jsonl    one {"id", "audio_sha256"} per training utterance (optional)
+
+A directory appears whole or not at all: it is written beside its place and renamed.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from c2ser_jax.errors import UserError
+from c2ser_jax.training.safetensors import Leaf, read_safetensors, write_safetensors
+
+FORMAT = "c2ser_jax model"
+FORMAT_VERSION = 1
+_MAX_CONFIG_BYTES = 16_000_000
+_CONFIG, _PARAMS, _CARRIED = "config.json", "params.safetensors", "carried.safetensors"
+_TRAINED_ON = "trained_on.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """What a model directory holds, beside the numbers."""
+
+    kind: str  # "emotion2vec" | "emotion2vec_classifier" | "emotion2vec_pretraining"
+    model: dict[str, Any]  # the model config as a dictionary
+    labels: list[str] | None = None
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict)
+    licence: str | None = None
+
+
+def write_model(
+    directory: str | Path,
+    description: ModelDescription,
+    leaves: Iterable[Leaf],
+    *,
+    carried: Iterable[Leaf] | None = None,
+    trained_on: Iterable[Mapping[str, Any]] | None = None,
+    replace: bool = False,
+) -> None:
+    """Writes a model directory whole, with one leaf in memory at a time, or leaves nothing behind.
+
+    An existing model is only exchanged with `replace=True`; whatever else lies at `directory` is never
+    touched. Errors: UserError when the place is taken or cannot be written.
+    """
+    target = Path(directory)
+    _refuse_taken(target, replace)
+    missing = [p for p in (target.parent, *target.parent.parents) if not p.exists()]
+    temporary = target.parent / f".{target.name}.writing-{os.getpid()}"
+    try:
+        temporary.mkdir(parents=True)
+        document = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "written_with": _versions(),
+            **dataclasses.asdict(description),
+        }
+        (temporary / _CONFIG).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        write_safetensors(temporary / _PARAMS, leaves)
+        if carried is not None:
+            write_safetensors(temporary / _CARRIED, carried)
+        if trained_on is not None:
+            with open(temporary / _TRAINED_ON, "w") as file:
+                for row in trained_on:
+                    file.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
+        _exchange(temporary, target)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write the model {target}: {error.strerror}") from error
+        raise
+
+
+def read_description(directory: str | Path) -> ModelDescription:
+    """Returns the description in DIR/config.json, which is untrusted. Errors: UserError."""
+    path = Path(directory) / _CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"{directory} is no model directory (it has no {_CONFIG}): give a directory "
+            "written by training or by python -m conversions"
+        )
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise UserError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes: it is no model config")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no valid JSON ({error}): write the model again") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise UserError(f"{path} does not describe a {FORMAT}: write or convert the model again")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {document.get('format_version')!r}, this library reads "
+            f"{FORMAT_VERSION}: update the library or convert the model again"
+        )
+    return _description(path, document)
+
+
+def read_params(directory: str | Path) -> dict[str, Any]:
+    """Returns the parameters as nested dicts of read-only arrays mapped from the disk."""
+    return nest(read_safetensors(Path(directory) / _PARAMS))
+
+
+def read_carried(directory: str | Path) -> dict[str, np.ndarray]:
+    """Returns what the conversion carried along, {source name: array}; empty when nothing was."""
+    path = Path(directory) / _CARRIED
+    return read_safetensors(path) if path.exists() else {}
+
+
+def read_trained_on(directory: str | Path) -> list[dict[str, Any]] | None:
+    """Returns one {"id", "audio_sha256"} per training utterance, None when the model has no list."""
+    path = Path(directory) / _TRAINED_ON
+    if not path.exists():
+        return None
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path} line {number} is no JSON: write the model again") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path} line {number} is no table: write the model again")
+        rows.append(row)
+    return rows
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {"a/b/c": leaf} for nested dicts, in the dicts' own order."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, path + "/"))
+        else:
+            flat[path] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts for {"a/b/c": leaf}. Errors: UserError when a name is leaf and branch."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise UserError(f"the name {path!r} continues another leaf's name")
+        if last in node:
+            raise UserError(f"the name {path!r} is a leaf and a branch, or comes twice")
+        node[last] = leaf
+    return tree
+
+
+def leaves_of(params: Mapping[str, Any]) -> list[Leaf]:
+    """Returns `params` (nested dicts of numpy or jax arrays) in the form `write_model` takes."""
+
+    def maker(value: Any) -> Callable[[], np.ndarray]:
+        return lambda: np.asarray(value)
+
+    return [(n, tuple(v.shape), np.dtype(v.dtype), maker(v)) for n, v in flatten(params).items()]
+
+
+def _refuse_taken(target: Path, replace: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not target.is_dir() or not (target / _CONFIG).exists() or not (target / _PARAMS).exists():
+        raise UserError(f"{target} exists and is no model directory: give another place")
+    if not replace:
+        raise UserError(f"{target} already holds a model: give another place or remove it first")
+
+
+def _exchange(temporary: Path, target: Path) -> None:
+    """Puts `temporary` in the place of `target`; an older model is set aside until that is done."""
+    aside = target.parent / f".{target.name}.replaced-{os.getpid()}"
+    if target.exists():
+        target.rename(aside)
+    temporary.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in ("c2ser_jax", "jax", "flax", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _description(path: Path, document: dict[str, Any]) -> ModelDescription:
+    fields = {f.name: document.get(f.name) for f in dataclasses.fields(ModelDescription)}
+    for name in ("model", "extra", "origin"):
+        if not isinstance(fields[name], dict):
+            raise UserError(f"{path}: {name!r} must be a table, it is {fields[name]!r:.80}")
+    if not isinstance(fields["kind"], str) or not re.fullmatch(r"[a-z0-9_]{1,64}", fields["kind"]):
+        raise UserError(f"{path}: 'kind' must be a model kind, it is {fields['kind']!r:.80}")
+    labels = fields["labels"]
+    is_names = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if labels is not None and not is_names:
+        raise UserError(f"{path}: 'labels' must be a list of names, it is {labels!r:.80}")
+    if fields["licence"] is not None and not isinstance(fields["licence"], str):
+        raise UserError(f"{path}: 'licence' must be a text, it is {fields['licence']!r:.80}")
+    return ModelDescription(**fields)  # type: ignore[arg-type]
