@@ -15,7 +15,7 @@ def length_mask(lengths, frames: int):
 
 
 def nonzero_sum_mask(features):
-    """Upstream's mask float[B, T, F] -> bool[B, T]: a frame counts when its features don't sum to 0.
+    """Upstream's mask, float[B, T, F] -> bool[B, T]: a frame counts if its features don't sum to 0.
 
     It loses a real frame that happens to sum to 0 and every frame of an all-zero utterance, so it
     serves comparisons with published code only (emo-box/EmoBox, examples/sb/train.py).
