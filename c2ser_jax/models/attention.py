@@ -1,0 +1,118 @@
+"""Multi-head attention: one door to `jax.nn.dot_product_attention`, and linear distance biases.
+
+Shapes: B batch, S sequence, H heads, C channels of one head, D = H * C width.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from c2ser_jax.errors import UserError
+from c2ser_jax.models.layers import Dense, dropout, full_precision
+
+IMPLEMENTATIONS = ("xla", "cudnn")
+
+
+def attend(query, key, value, *, bias=None, mask=None, implementation: str = "xla",
+           dropout_rate: float = 0.0, dropout_key=None):  # fmt: skip
+    """softmax(query @ key / sqrt(C) + bias) @ value, the softmax in float32.
+
+    Args:
+      query, key, value: float[B, S, H, C].
+      bias: float[B | 1, H | 1, S, S] added to the scaled logits, or None.
+      mask: bool[B | 1, H | 1, S | 1, S], True = may be attended to, or None. A row without any
+        True gives finite numbers that mean nothing.
+      implementation: "xla" or "cudnn"; nothing falls back silently.
+      dropout_rate, dropout_key: dropout on the attention weights; no key means none.
+
+    Returns:
+      query's dtype[B, S, H, C].
+
+    Raises:
+      UserError: weight dropout was asked of "cudnn", which the wrapped function doesn't offer.
+    """
+    with full_precision(query.dtype):
+        if dropout_rate == 0.0 or dropout_key is None:
+            return jax.nn.dot_product_attention(
+                query, key, value, bias, mask, implementation=implementation
+            )
+        if implementation != "xla":
+            raise UserError(
+                f"attention_implementation {implementation!r} has no attention dropout: "
+                "set attention_dropout to 0 or attention_implementation to 'xla'"
+            )
+        logits = jnp.einsum("bqhc,bkhc->bhqk", query, key, preferred_element_type=jnp.float32)
+        logits = logits * query.shape[-1] ** -0.5
+        logits = logits if bias is None else logits + bias
+        logits = logits if mask is None else jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+        weights = dropout(jax.nn.softmax(logits), dropout_rate, dropout_key)
+        return jnp.einsum("bhqk,bkhc->bqhc", weights.astype(value.dtype), value)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """Slopes float32[H] of the linear biases (Press et al. 2022, as fairseq's get_slopes).
+
+    A power of two n gives 2^(-8 (h + 1) / n). Any other count takes the slopes of the largest
+    power of two p below it, then the 1st, 3rd, 5th ... slope of 2 p.
+    """
+
+    def geometric(count: int) -> list[float]:
+        return [2.0 ** (-8.0 * (head + 1) / count) for head in range(count)]
+
+    power = 2 ** (heads.bit_length() - 1)
+    slopes = geometric(power) + geometric(2 * power)[::2][: heads - power]
+    return np.asarray(slopes, np.float32)
+
+
+def frame_distances(positions, tokens: int):
+    """Distances |i - j| between frames, zero from and to the `tokens` placed before them.
+
+    positions int[B | 1, T] -> float32[B | 1, tokens + T, tokens + T].
+    """
+    frames = jnp.pad(jnp.ones(positions.shape, jnp.float32), ((0, 0), (tokens, 0)))
+    indices = jnp.pad(positions.astype(jnp.float32), ((0, 0), (tokens, 0)))
+    distances = jnp.abs(indices[:, :, None] - indices[:, None, :])
+    return distances * frames[:, :, None] * frames[:, None, :]
+
+
+class Attention(nn.Module):
+    """Self-attention with one `qkv` product, output ordered (q, k, v) x head x channel."""
+
+    heads: int
+    dtype: Any = jnp.float32
+    implementation: str = "xla"
+    dropout: float = 0.0
+    weight_dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, *, distances=None, slopes=None, mask=None, train: bool = False):
+        """Maps float[B, S, D] to the same shape.
+
+        distances float32[B | 1, S, S] times slopes float32[H] is subtracted from the logits (or
+        both None); mask bool[B, S], True = real.
+        """
+        B, S, D = x.shape
+        qkv = Dense(3 * D, ("width", "qkv"), self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(B, S, 3, self.heads, D // self.heads)
+        query, key, value = (
+            nn.with_logical_constraint(qkv[:, :, i], ("batch", "time", "heads", "head_dim"))
+            for i in range(3)
+        )
+        bias = None
+        if distances is not None and slopes is not None:
+            bias = -distances[:, None] * slopes[:, None, None]  # [B | 1, H, S, S]
+        drops = train and self.weight_dropout > 0.0
+        y = attend(
+            query, key, value, bias=bias,
+            mask=None if mask is None else mask[:, None, None, :],
+            implementation=self.implementation,
+            dropout_rate=self.weight_dropout,
+            dropout_key=self.make_rng("dropout") if drops else None,
+        )  # fmt: skip
+        y = Dense(D, ("embed_in", "width"), self.dtype, name="proj")(y.reshape(B, S, D))
+        return dropout(
+            y, self.dropout, self.make_rng("dropout") if train and self.dropout > 0 else None
+        )
