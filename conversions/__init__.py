@@ -1,0 +1,1 @@
+"""Brings published PyTorch checkpoints in and writes their layouts back, without torch."""
