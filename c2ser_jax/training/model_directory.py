@@ -53,8 +53,8 @@ def write_model(
 ) -> None:
     """Writes a model directory whole, with one leaf in memory at a time, or leaves nothing behind.
 
-    An existing model is only exchanged with `replace=True`; whatever else lies at `directory` is never
-    touched. Errors: UserError when the place is taken or cannot be written.
+    An existing model is only exchanged with `replace=True`; whatever else lies at `directory` is
+    never touched. Errors: UserError when the place is taken or cannot be written.
     """
     target = Path(directory)
     _refuse_taken(target, replace)
@@ -123,7 +123,7 @@ def read_carried(directory: str | Path) -> dict[str, np.ndarray]:
 
 
 def read_trained_on(directory: str | Path) -> list[dict[str, Any]] | None:
-    """Returns one {"id", "audio_sha256"} per training utterance, None when the model has no list."""
+    """Returns one {"id", "audio_sha256"} per training utterance, None when no list was kept."""
     path = Path(directory) / _TRAINED_ON
     if not path.exists():
         return None
@@ -152,7 +152,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dicts for {"a/b/c": leaf}. Errors: UserError when a name is leaf and branch."""
+    """Returns nested dicts for {"a/b/c": leaf}. Errors: UserError if a name is leaf and branch."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, last = path.split("/")

@@ -1,9 +1,10 @@
 """Writes and reads the safetensors format one leaf at a time, with numpy alone.
 
-Layout (huggingface/safetensors, README "Format"): 8 bytes little-endian header length, a JSON header
-`{name: {"dtype", "shape", "data_offsets": [begin, end]}}` padded with spaces to a multiple of 8, then the leaves'
-bytes without holes. Leaves are written widest type first, so that every leaf is aligned and can be
-memory-mapped. Files are untrusted: the header is checked against the file's size before anything is built from it.
+Layout (huggingface/safetensors, README "Format"): 8 bytes little-endian header length, a JSON
+header `{name: {"dtype", "shape", "data_offsets": [begin, end]}}` padded with spaces to a multiple
+of 8, then the leaves' bytes without holes. Leaves are written widest type first, so that every leaf
+is aligned and can be memory-mapped. Files are untrusted: the header is checked against the file's
+size before anything is built from it.
 """
 
 import json
@@ -42,9 +43,9 @@ _MAX_DIMENSIONS = 32
 
 
 def write_safetensors(path: Path, leaves: Iterable[Leaf]) -> None:
-    """Writes `leaves` to `path`, holding one array in memory at a time, and forces them to the disk.
+    """Writes `leaves` to `path` and the disk, holding one array in memory at a time.
 
-    Errors: ValueError when an array differs from its announced shape or dtype, or a name comes twice.
+    Errors: ValueError when an array is not as announced, or a name comes twice.
     """
     ordered = sorted(leaves, key=lambda leaf: -np.dtype(leaf[2]).itemsize)
     header: dict[str, Any] = {}
@@ -81,7 +82,7 @@ def write_safetensors(path: Path, leaves: Iterable[Leaf]) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Returns the leaves of an untrusted file as read-only arrays mapped from the disk, in file order.
+    """Returns the leaves of an untrusted file, read-only and mapped from the disk, in file order.
 
     Errors: UserError when the file is missing, cut off, or its header does not fit its bytes.
     """

@@ -1,0 +1,34 @@
+"""Preemption: SIGTERM asks the run to save and leave; a second one ends it at once."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class StopSignal:
+    """While entered, notes the first SIGTERM in `requested`; the second acts as it did before."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+        self._installed = False
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+            self._installed = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._installed:
+            self._installed = False
+            # None: the previous handler was not installed from Python and cannot be put back.
+            signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)

@@ -1,0 +1,68 @@
+"""Whether a checkpoint belongs to this run: the record kept with it, compared field by field."""
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from c2ser_jax.errors import UserError
+
+# The last parts of field names that change neither data nor parameters, only what is seen or kept.
+FREE_FIELDS = frozenset(
+    "workdir output progress tensorboard log_every save_every keep_last keep_every evaluate_every "
+    "workers mesh versions cache".split()
+)
+
+
+def run_record(
+    description: Mapping[str, Any], *, loop: Any, optimizer: Any, seed: int, fingerprint: str
+) -> dict[str, Any]:
+    """Returns the JSON that is stored with every checkpoint and compared when a run resumes."""
+    record = {
+        "description": dict(description),
+        "loop": dataclasses.asdict(loop),
+        "optimizer": dataclasses.asdict(optimizer),
+        "seed": seed,
+        "data_fingerprint": fingerprint,
+        "versions": _versions(),
+    }
+    return json.loads(json.dumps(record, default=str))
+
+
+def check_same_run(
+    stored: Mapping[str, Any], current: Mapping[str, Any], workdir: Path, step: int
+) -> None:
+    """Compares two records, but for `FREE_FIELDS`. Errors: UserError naming what differs."""
+    before, now = _flat(stored), _flat(current)
+    different = [
+        f"{name}: {_short(before.get(name))} → {_short(now.get(name))}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and not FREE_FIELDS.intersection(name.split("."))
+    ]
+    if different:
+        more = f" and {len(different) - 4} more" if len(different) > 4 else ""
+        raise UserError(
+            f"{workdir} holds step {step} of another run ({'; '.join(different[:4])}{more}): "
+            "give another --workdir, undo the change, or remove its checkpoints/ to start anew"
+        )
+
+
+def _flat(record: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        return {prefix[:-1]: record}
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat.update(_flat(value, f"{prefix}{key}."))
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "flax", "optax", "orbax-checkpoint")
+    return {name: importlib.metadata.version(name) for name in names}
