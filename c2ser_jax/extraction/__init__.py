@@ -1,0 +1,1 @@
+"""The engine behind extract, predict and evaluate: shapes, windows, decoding, running, storing."""

@@ -1,0 +1,300 @@
+"""Runs the encoder over any number of clips of any length with a handful of compiled shapes.
+
+Lengths are read from the headers, shapes planned for them, clips decoded in threads in the order of
+their buckets, batched, run, and given out piece by piece as they are done.
+
+Shapes: B rows, N samples, T frames, E extra tokens, D width, C classes.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from c2ser_jax.extraction.clips import Clip, Failure, Segment, decode, estimate_lengths
+from c2ser_jax.extraction.shapes import Shape, plan_shapes
+from c2ser_jax.extraction.windows import FrameRule, Window, plan_windows
+from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecConfig, masked_mean
+from c2ser_jax.parallel.mesh import MeshConfig, make_mesh
+from c2ser_jax.parallel.rules import batch_sharding, replicated
+
+_COMPILE_FLOPS = {"cpu": 5e10}
+_COMPILE_FLOPS_ELSEWHERE = 5e12
+"""What a processor computes while it compiles a shape: about 1 s, as most runs find it cached."""
+
+OUTPUTS = ("frames", "pooled", "tokens", "frame_logits")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How audio is cut and batched; results do not depend on `batch_seconds` beyond rounding."""
+
+    batch_seconds: float = 32.0
+    """Audio of one batch, padding included; a longer clip makes a batch of its own."""
+    window_seconds: float = 30.0
+    """Longer audio is cut into windows of this length."""
+    overlap_seconds: float = 5.0
+    """Shared by neighbouring windows; each keeps its half."""
+    threads: int = 2
+    """Decoding threads."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Results of a clip, or of one window of it, for the frames that it keeps.
+
+    values: "frames" float32[n, D], "pooled" float32[D], "tokens" float32[E, D], "frame_logits"
+    float32[n, C], those that were asked for, with n = window.last - window.first. The pieces of a
+    clip come in order; `last` marks its end. The clip has `samples` samples and `frames` frames.
+    """
+
+    index: int
+    window: Window
+    windows: int
+    samples: int
+    frames: int
+    last: bool
+    values: dict[str, np.ndarray]
+
+
+@dataclass
+class RunReport:
+    """What a run did: shapes compiled with their seconds, padding, audio and time."""
+
+    shapes: tuple[Shape, ...] = ()
+    compile_seconds: dict[str, float] = field(default_factory=dict)
+    audio_samples: int = 0
+    computed_samples: int = 0
+    batches: int = 0
+
+    @property
+    def padding(self) -> float:
+        """Samples computed per sample of audio."""
+        return self.computed_samples / max(1, self.audio_samples)
+
+
+class Engine:
+    """An encoder with its parameters on the devices, and the shapes compiled so far."""
+
+    def __init__(
+        self,
+        model: Emotion2VecConfig,
+        params: dict[str, Any],
+        cfg: EngineConfig | None = None,
+        *,
+        log: Callable[[str], None] | None = None,
+    ):
+        """`params` is the tree of a model directory: "encoder" and, for frame_logits, "proj".
+
+        `log` takes a line for every shape compiled (default: standard error).
+        """
+        self.model, self.cfg = model, cfg or EngineConfig()
+        self.rule = FrameRule(model.hop_samples, model.receptive_samples)
+        self.report = RunReport()
+        self._log = log or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._mesh = make_mesh(MeshConfig())
+        self._rows = batch_sharding(self._mesh)
+        kept = {name: params[name] for name in ("encoder", "proj") if name in params}
+        self._params = jax.device_put(kept, replicated(self._mesh))
+        self._compiled: dict[tuple, Callable] = {}
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of the longest segment."""
+        return int(self.cfg.window_seconds * self.model.sample_rate)
+
+    @property
+    def overlap_samples(self) -> int:
+        """Samples that neighbouring windows share."""
+        return int(self.cfg.overlap_seconds * self.model.sample_rate)
+
+    def run(
+        self, clips: Sequence[Clip], outputs: Sequence[str], *, layer: int | None = None
+    ) -> Iterator[Piece | Failure]:
+        """Yields the pieces and failures of `clips`, every clip once, in no promised order.
+
+        outputs: names of `OUTPUTS`; layer: take frames and tokens behind main block `layer`
+        (counted from 1) instead of the last.
+        """
+        lengths, failures = estimate_lengths(clips, max(2, self.cfg.threads))
+        yield from failures
+        segments, long, order = self._plan(lengths)
+        self.report = report = RunReport()
+        compile_flops = _COMPILE_FLOPS.get(jax.default_backend(), _COMPILE_FLOPS_ELSEWHERE)
+        report.shapes = plan_shapes(
+            segments,
+            batch_samples=int(self.cfg.batch_seconds * self.model.sample_rate),
+            largest=self.window_samples,
+            compile_samples=int(compile_flops / flops_per_sample(self.model)),
+            row_multiple=self._mesh.size,
+        )
+        source = decode(
+            clips, order, long=long, window=self.window_samples, overlap=self.overlap_samples,
+            rule=self.rule, threads=self.cfg.threads,
+        )  # fmt: skip
+        forward = partial(self._dispatch, outputs=tuple(outputs), layer=layer)
+        yield from _one_behind(self._batches(source, report.shapes), forward, self._finish)
+
+    def _plan(self, lengths: dict[int, int]) -> tuple[list[int], frozenset[int], list[int]]:
+        """(segment lengths, the clips to stream, the order: longest first)."""
+        window, segments, long = self.window_samples, [], set()
+        for index, samples in lengths.items():
+            if samples <= window:
+                segments.append(max(samples, self.rule.receptive))
+                continue
+            long.add(index)
+            windows = plan_windows(
+                samples, window=window, overlap=self.overlap_samples, rule=self.rule
+            )
+            segments += [w.stop - w.start for w in windows]
+        order = sorted(lengths, key=lambda index: (-lengths[index], index))
+        return segments, frozenset(long), order
+
+    def _batches(
+        self, source: Iterator[Segment | Failure], shapes: tuple[Shape, ...]
+    ) -> Iterator[tuple[Shape, list[Segment]] | Failure]:
+        """Full batches as soon as a bucket has its rows, the rest at the end."""
+        waiting: dict[Shape, list[Segment]] = {shape: [] for shape in shapes}
+        for item in source:
+            if isinstance(item, Failure):
+                yield item
+                continue
+            # A header may have promised less than was decoded: such a clip gets the longest shape.
+            fitting = [shape for shape in shapes if shape.samples >= len(item.audio)]
+            shape = fitting[0] if fitting else Shape(self.window_samples, self._mesh.size)
+            rows = waiting.setdefault(shape, [])
+            rows.append(item)
+            if len(rows) == shape.rows:
+                waiting[shape] = []
+                yield shape, rows
+        for shape, rows in waiting.items():
+            if rows:
+                yield shape, rows
+
+    def _dispatch(
+        self, batch: tuple[Shape, list[Segment]], *, outputs: tuple[str, ...], layer: int | None
+    ) -> tuple[list[Segment], dict[str, jax.Array]]:
+        shape, segments = batch
+        audio = np.zeros((shape.rows, shape.samples), np.float32)
+        samples = np.zeros(shape.rows, np.int32)
+        statistics = np.tile(np.array([0.0, 1.0], np.float32), (shape.rows, 1))
+        keep = np.zeros((shape.rows, 2), np.int32)
+        for row, segment in enumerate(segments):
+            n = samples[row] = len(segment.audio)
+            audio[row, :n] = segment.audio
+            statistics[row] = segment.statistics
+            keep[row] = segment.window.first, segment.window.last
+        arrays = jax.device_put((audio, samples, statistics, keep), self._rows)
+        function = self._compile(shape, outputs, layer, arrays)
+        self.report.batches += 1
+        self.report.audio_samples += int(samples.sum())
+        self.report.computed_samples += shape.rows * shape.samples
+        return segments, function(self._params, *arrays)
+
+    def _compile(self, shape: Shape, outputs: tuple[str, ...], layer: int | None, arrays):
+        key = (shape, outputs, layer)
+        if key not in self._compiled:
+            start = time.perf_counter()
+            function = jax.jit(partial(encode, self.model, outputs=outputs, layer=layer))
+            self._compiled[key] = function.lower(self._params, *arrays).compile()
+            seconds = time.perf_counter() - start
+            self.report.compile_seconds[str(shape)] = seconds
+            self._log(f"compiling shape {shape}  {seconds:.1f} s")
+        return self._compiled[key]
+
+    def _finish(
+        self, work: tuple[list[Segment], dict[str, jax.Array]]
+    ) -> Iterator[Piece | Failure]:
+        segments, results = work
+        host = {name: np.asarray(value) for name, value in results.items()}
+        for row, segment in enumerate(segments):
+            w = segment.window
+            values = {
+                name: value[row, w.first : w.last] if name.startswith("frame") else value[row]
+                for name, value in host.items()
+            }
+            if not all(np.isfinite(value).all() for value in values.values()):
+                message = "the model gives values that are not finite; check the checkpoint"
+                yield Failure(segment.index, "not finite", message)
+                continue
+            last = w.offset + w.last - w.first >= segment.frames
+            yield Piece(
+                segment.index, w, segment.windows, segment.samples, segment.frames, last, values
+            )
+
+
+def encode(
+    model: Emotion2VecConfig, params, audio, audio_samples, audio_statistics, keep,
+    *, outputs: tuple[str, ...], layer: int | None = None,
+) -> dict[str, jax.Array]:  # fmt: skip
+    """The `outputs` of a batch, as in `Piece` with a leading axis B and T uncut frames.
+
+    audio float32[B, N], audio_samples int32[B], audio_statistics float32[B, 2] (mean, variance),
+    keep int32[B, 2]: the frames [first, last) that "pooled" averages.
+    """
+    output: Any = Emotion2Vec(model).apply(
+        {"params": params["encoder"]},
+        audio,
+        audio_samples,
+        audio_statistics=audio_statistics,
+        return_layers=layer is not None,
+    )
+    frames, tokens = output.frames, output.tokens
+    if layer is not None:
+        block = output.layers["block_out"][layer - 1]
+        tokens, frames = block[:, : model.extra_tokens], block[:, model.extra_tokens :]
+    frames, tokens = frames.astype(jnp.float32), tokens.astype(jnp.float32)
+    results = {}
+    if "frames" in outputs:
+        results["frames"] = frames
+    if "tokens" in outputs:
+        results["tokens"] = tokens
+    if "pooled" in outputs:
+        place = jnp.arange(frames.shape[1])
+        kept = (place >= keep[:, :1]) & (place < keep[:, 1:])
+        results["pooled"] = masked_mean(frames, kept)
+    if "frame_logits" in outputs:
+        kernel, bias = params["proj"]["kernel"], params["proj"]["bias"]
+        product = jnp.matmul(frames, kernel, precision=jax.lax.Precision.HIGHEST)
+        results["frame_logits"] = product + bias
+    return results
+
+
+def flops_per_sample(model: Emotion2VecConfig) -> float:
+    """Floating-point operations of the matrix products per sample of audio, without attention."""
+    flops, channels, hop = 0.0, 1, 1
+    for layer in model.conv_layers:
+        hop *= layer.stride
+        flops += 2 * layer.kernel * channels * layer.channels / hop
+        channels = layer.channels
+    D, taps = model.width, model.position_kernel
+    blocks = (model.depth + model.prenet_depth) * (4 + 2 * model.mlp_ratio) * D * D
+    position = model.position_depth * taps * D * D / model.position_groups
+    return flops + 2 * (blocks + position + channels * D) / hop
+
+
+def _one_behind(batches, dispatch, finish):
+    """Finishes a batch on the host while the next one runs on the device.
+
+    On CPU two batches at once would only share the cores and double the memory, so there the next
+    one starts when the one before has ended.
+    """
+    alone, running = jax.default_backend() == "cpu", None
+    for batch in batches:
+        if isinstance(batch, Failure):
+            yield batch
+            continue
+        if running is not None and alone:
+            jax.block_until_ready(running[1])
+        started = dispatch(batch)
+        if running is not None:
+            yield from finish(running)
+        running = started
+    if running is not None:
+        yield from finish(running)

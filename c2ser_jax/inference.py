@@ -1,0 +1,334 @@
+"""From a model directory to answers: `model = load(DIR); model("a.wav")`.
+
+The door that extract, predict and evaluate use too. Shapes: N samples, T frames, D width, E extra
+tokens, C classes.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from c2ser_jax.compilation import enable_compilation_cache
+from c2ser_jax.data.audio import read_audio
+from c2ser_jax.data.manifest import Utterance
+from c2ser_jax.errors import UserError
+from c2ser_jax.extraction.clips import Clip, Failure
+from c2ser_jax.extraction.engine import Engine, EngineConfig
+from c2ser_jax.extraction.features import Assembler, Granularity, TokenForm
+from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecConfig
+from c2ser_jax.training.checkpoint import (
+    ModelDescription,
+    flatten,
+    read_description,
+    read_params,
+)
+
+KINDS = ("emotion2vec", "emotion2vec_pretraining", "emotion2vec_classifier")
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What was heard between `start` and `end` seconds."""
+
+    start: float
+    end: float
+    label: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The emotion of one utterance; `timeline` has its sections when they were asked for."""
+
+    id: str
+    label: str
+    probabilities: dict[str, float]
+    seconds: float
+    timeline: tuple[Section, ...] = ()
+
+    def as_row(self) -> dict[str, Any]:
+        """The fields as JSON values; without a timeline, none is named."""
+        row = dataclasses.asdict(self)
+        row["timeline"] = list(row["timeline"])
+        if not self.timeline:
+            del row["timeline"]
+        return row
+
+
+class Model:
+    """A loaded model; call it with audio for predictions, or ask for `features`."""
+
+    def __init__(self, description: ModelDescription, engine: Engine):
+        """Use `load`."""
+        self.description, self.engine = description, engine
+        self.config = engine.model
+        self.labels: list[str] = list(description.labels or [])
+        unused = set(description.extra.get("unused_labels") or [])
+        self._used = [
+            i for i, label in enumerate(self.labels)
+            if label not in unused and not label.startswith("unuse")
+        ]  # fmt: skip
+
+    @property
+    def used_labels(self) -> list[str]:
+        """Labels that get a probability, in the head's order; `unuse…` entries get none."""
+        return [self.labels[i] for i in self._used]
+
+    def __call__(
+        self, audio: Any, rate: int | None = None, *, timeline_seconds: float | None = None
+    ) -> Any:
+        """The `Prediction` of one input, or the list of them for a list of inputs.
+
+        audio: a path, samples [M] or [M, channels] with their `rate` in Hz, an `Utterance`, a
+        mapping with "array" and "sampling_rate", or a list of such.
+        timeline_seconds: also predict each section of this length.
+
+        Raises:
+          UserError: an input cannot be used (`stream` goes on instead), or the model has no head.
+        """
+        clips, single = _clips(audio, rate)
+        found: dict[int, Prediction] = {}
+        for index, result in self.stream(clips, timeline_seconds=timeline_seconds):
+            if isinstance(result, Failure):
+                raise UserError(result.message)
+            found[index] = result
+        return found[0] if single else [found[i] for i in range(len(clips))]
+
+    def stream(
+        self, clips: Sequence[Clip], *, timeline_seconds: float | None = None
+    ) -> Iterator[tuple[int, Prediction | Failure]]:
+        """Yields (place in `clips`, prediction or failure) as they come, each clip once.
+
+        Raises:
+          UserError: the model has no head.
+        """
+        self.require_head()
+        assembler, failed = Assembler("frame_logits"), set()
+        for item in self.engine.run(clips, ("frame_logits",)):
+            if item.index in failed:
+                continue
+            if isinstance(item, Failure):
+                failed.add(item.index)
+                assembler.drop(item.index)
+                yield item.index, item
+            elif (logits := assembler.add(item)) is not None:
+                seconds = item.samples / self.config.sample_rate
+                clip = clips[item.index]
+                yield item.index, self._predict(clip.id, logits, seconds, timeline_seconds)
+
+    def features(
+        self,
+        audio: Any,
+        granularity: Granularity = "frame",
+        *,
+        rate: int | None = None,
+        layer: int | None = None,
+        utterance_tokens: TokenForm = "model",
+    ) -> Any:
+        """Features of one input, or a list of them: float32 "frame" [T, D], "utterance" [D] (the
+        mean frame) or "tokens" [E, D]; inputs as for a call. `layer` counts the main blocks from 1.
+
+        Raises:
+          UserError: an input cannot be used, or there is no such granularity or layer.
+        """
+        self.require_features(granularity, layer)
+        clips, single = _clips(audio, rate)
+        assembler = Assembler.of(granularity, utterance_tokens, self.config.extra_tokens)
+        found: dict[int, np.ndarray] = {}
+        for item in self.engine.run(clips, (assembler.output,), layer=layer):
+            if isinstance(item, Failure):
+                raise UserError(item.message)
+            values = assembler.add(item)
+            if values is not None:
+                found[item.index] = np.array(values)
+        return found[0] if single else [found[i] for i in range(len(clips))]
+
+    def require_head(self) -> None:
+        """Raises `UserError` when the model cannot predict labels."""
+        if not self._used:
+            raise UserError(
+                f"this model ({self.description.kind}) has no emotion head, so it gives features "
+                "but no labels; extract features, or fine-tune it with a classify stage first"
+            )
+
+    def require_features(self, granularity: str, layer: int | None) -> None:
+        """Raises `UserError` for a granularity or block that the model does not have."""
+        known = ("frame", "utterance", "tokens")
+        if granularity not in known:
+            raise UserError(f"granularity {granularity!r} is none of {', '.join(known)}")
+        if granularity == "tokens" and not self.config.extra_tokens:
+            raise UserError("this model has no utterance tokens; ask for frame or utterance")
+        if layer is not None and not 1 <= layer <= self.config.depth:
+            raise UserError(
+                f"there is no block {layer}: this model's main blocks are 1 to {self.config.depth}"
+            )
+
+    def _predict(
+        self, clip_id: str, frame_logits: np.ndarray, seconds: float, step: float | None
+    ) -> Prediction:
+        """From float32[T, C]: the head is linear, so its mean is the head of the mean frame."""
+        logits = frame_logits[:, self._used].astype(np.float64)
+        label, probabilities = self._label(logits.mean(axis=0))
+        sections = []
+        if step is not None:
+            second = self.config.sample_rate / self.config.hop_samples
+            frames = max(1, round(step * second))
+            for first in range(0, len(logits), frames):
+                part = logits[first : first + frames]
+                end = seconds if first + frames >= len(logits) else (first + frames) / second
+                sections.append(Section(first / second, end, *self._label(part.mean(axis=0))))
+        return Prediction(clip_id, label, probabilities, seconds, tuple(sections))
+
+    def _label(self, logits: np.ndarray) -> tuple[str, dict[str, float]]:
+        weights = np.exp(logits - logits.max())
+        probabilities = weights / weights.sum()
+        names = self.used_labels
+        return names[int(np.argmax(logits))], dict(zip(names, probabilities.tolist(), strict=True))
+
+
+def load(
+    directory: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    batch_seconds: float | None = None,
+    window_seconds: float = 30.0,
+    log: Log | None = None,
+) -> Model:
+    """Loads a model directory, as training and conversion write it.
+
+    dtype: "float32" or "bfloat16" to compute in, instead of the directory's own choice.
+    batch_seconds: audio per batch; None: 32 on a CPU, 240 on an accelerator.
+    window_seconds: longer audio is cut into overlapping windows of this length.
+    log: takes a line for each shape compiled; None is silent.
+
+    Raises:
+      UserError: it is no model directory, of an unknown kind, or its parameters do not fit.
+    """
+    directory = Path(directory)
+    description = read_description(directory)
+    config = model_config(description, directory, dtype)
+    params = read_params(directory)
+    check_params(params, config, description, directory)
+    if batch_seconds is None:
+        batch_seconds = 32.0 if jax.default_backend() == "cpu" else 240.0
+    if not batch_seconds > 0:
+        raise UserError(f"batch seconds must be positive, not {batch_seconds}")
+    if not window_seconds >= 5:
+        raise UserError(f"window seconds must be at least 5, not {window_seconds}")
+    enable_compilation_cache()
+    cfg = EngineConfig(
+        batch_seconds=batch_seconds,
+        window_seconds=window_seconds,
+        overlap_seconds=min(5.0, window_seconds / 4),
+    )
+    return Model(description, Engine(config, params, cfg, log=log or (lambda line: None)))
+
+
+def fingerprint(directory: str | os.PathLike[str]) -> str:
+    """A short hash of what decides a model's answers: its config and its parameters."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "params.safetensors"):
+        with open(Path(directory) / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def model_config(
+    description: ModelDescription, directory: str | os.PathLike[str], dtype: str | None = None
+) -> Emotion2VecConfig:
+    """The encoder's config of a directory; raises `UserError` when it makes no sense."""
+    if description.kind not in KINDS:
+        raise UserError(
+            f"{directory} holds a model of kind {description.kind!r}; this command knows "
+            f"{', '.join(KINDS)}"
+        )
+    try:
+        config = Emotion2VecConfig.from_dict(description.model)
+        return dataclasses.replace(config, dtype=dtype) if dtype else config
+    except UserError as error:
+        raise UserError(f"{Path(directory) / 'config.json'}: {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{Path(directory) / 'config.json'}: the model config has a value of the wrong type "
+            f"({error}); write or convert the model again"
+        ) from None
+
+
+def check_params(
+    params: Mapping[str, Any],
+    config: Emotion2VecConfig,
+    description: ModelDescription,
+    directory: str | os.PathLike[str],
+) -> None:
+    """Raises `UserError` when the parameters are not those that config and labels call for."""
+    wanted = {f"encoder/{name}": shape for name, shape in encoder_shapes(config).items()}
+    if description.kind == "emotion2vec_classifier":
+        classes = len(description.labels or [])
+        wanted["proj/kernel"], wanted["proj/bias"] = (config.width, classes), (classes,)
+    found = {name: tuple(leaf.shape) for name, leaf in flatten(params).items()}
+    for name, shape in wanted.items():
+        if found.get(name) != shape:
+            has = "is missing" if name not in found else f"has shape {list(found[name])}"
+            raise UserError(
+                f"{directory}: the parameter {name} {has}, the config asks for {list(shape)}; "
+                "write or convert the model again"
+            )
+    extra = sorted(n for n in found if n.startswith(("encoder/", "proj/")) and n not in wanted)
+    if extra:
+        raise UserError(
+            f"{directory}: the config does not call for the parameter {extra[0]}; "
+            "write or convert the model again"
+        )
+
+
+def encoder_shapes(config: Emotion2VecConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the encoder's parameters by path, without allocating any."""
+    audio = jax.ShapeDtypeStruct((1, config.receptive_samples), np.float32)
+    samples = jax.ShapeDtypeStruct((1,), np.int32)
+    shapes = jax.eval_shape(Emotion2Vec(config).init, jax.random.key(0), audio, samples)
+    unboxed = jax.tree.map(
+        lambda leaf: leaf.unbox() if hasattr(leaf, "unbox") else leaf,
+        shapes["params"],
+        is_leaf=lambda leaf: hasattr(leaf, "unbox"),
+    )
+    return {name: tuple(leaf.shape) for name, leaf in flatten(unboxed).items()}
+
+
+def _clips(audio: Any, rate: int | None) -> tuple[list[Clip], bool]:
+    """(clips, whether a single input was given)."""
+    if isinstance(audio, list | tuple):
+        if audio and all(np.isscalar(value) and not isinstance(value, str) for value in audio):
+            raise UserError(
+                "a list holds several inputs; give samples as an array: numpy.asarray(samples)"
+            )
+        return [_clip(item, rate, place) for place, item in enumerate(audio)], False
+    return [_clip(audio, rate, 0)], True
+
+
+def _clip(item: Any, rate: int | None, place: int) -> Clip:
+    if isinstance(item, Clip):
+        return item
+    if isinstance(item, Utterance):
+        return Clip.of(item)
+    if isinstance(item, str | os.PathLike):
+        return Clip(os.fspath(item), os.fspath(item))
+    if isinstance(item, Mapping) and "array" in item and "sampling_rate" in item:
+        return Clip.of_array(f"array {place}", item["array"], item["sampling_rate"])
+    if hasattr(item, "read"):
+        stream: Any = item
+        return Clip(str(getattr(item, "name", f"file {place}")), audio=read_audio(stream))
+    if not hasattr(item, "__array__"):
+        raise UserError(
+            f"cannot take audio from a {type(item).__name__}; give a path, or an array with rate="
+        )
+    if rate is None:
+        raise UserError("samples were given without their rate; add rate=16000 or what it is")
+    return Clip.of_array(f"array {place}", item, rate)
