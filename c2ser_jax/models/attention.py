@@ -3,20 +3,22 @@
 Shapes: B batch, S sequence, H heads, C channels of one head, D = H * C width.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.spmd import with_logical_constraint
 
 from c2ser_jax.errors import UserError
 from c2ser_jax.models.layers import Dense, dropout, full_precision
 
-IMPLEMENTATIONS = ("xla", "cudnn")
+Implementation = Literal["xla", "cudnn"]
+IMPLEMENTATIONS = get_args(Implementation)
 
 
-def attend(query, key, value, *, bias=None, mask=None, implementation: str = "xla",
+def attend(query, key, value, *, bias=None, mask=None, implementation: Implementation = "xla",
            dropout_rate: float = 0.0, dropout_key=None):  # fmt: skip
     """softmax(query @ key / sqrt(C) + bias) @ value, the softmax in float32.
 
@@ -83,7 +85,7 @@ class Attention(nn.Module):
 
     heads: int
     dtype: Any = jnp.float32
-    implementation: str = "xla"
+    implementation: Implementation = "xla"
     dropout: float = 0.0
     weight_dropout: float = 0.0
 
@@ -98,7 +100,7 @@ class Attention(nn.Module):
         qkv = Dense(3 * D, ("width", "qkv"), self.dtype, name="qkv")(x)
         qkv = qkv.reshape(B, S, 3, self.heads, D // self.heads)
         query, key, value = (
-            nn.with_logical_constraint(qkv[:, :, i], ("batch", "time", "heads", "head_dim"))
+            with_logical_constraint(qkv[:, :, i], ("batch", "time", "heads", "head_dim"))
             for i in range(3)
         )
         bias = None

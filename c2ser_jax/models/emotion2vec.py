@@ -8,12 +8,14 @@ Shapes: B batch, N samples, T frames, E extra tokens, S = E + T, D width, H head
 L layers.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jax import lax
 
 from c2ser_jax.models.attention import Attention, alibi_slopes, frame_distances
@@ -28,6 +30,7 @@ from c2ser_jax.models.layers import (
     full_precision,
     gelu,
     layer_norm,
+    parameter,
 )
 
 __all__ = [
@@ -40,6 +43,9 @@ __all__ = [
 
 OUTER_EPSILON = 1e-5
 """Of every norm but those of the blocks and the prenet, which take the config's."""
+
+LAYERS = ("prenet_in", "prenet_out", "block_out", "layer_results")
+"""What `Emotion2Vec.contextualize` can return beside its features."""
 
 
 @flax.struct.dataclass
@@ -59,6 +65,25 @@ class Emotion2VecOutput:
     layers: dict[str, jax.Array] | None = None
 
 
+class Conv(nn.Module):
+    """Holds a convolution's parameters; the caller convolves."""
+
+    shape: tuple[int, int, int]
+    axis: str
+    kernel_init: Any
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self):
+        """Returns (kernel float32[K, Cin, Cout], bias float32[Cout] or None)."""
+        axes = ("kernel", "channels_in", self.axis)
+        kernel = parameter(self, "kernel", self.kernel_init, self.shape, axes)
+        if not self.use_bias:
+            return kernel, None
+        zeros = nn.initializers.zeros_init()
+        return kernel, parameter(self, "bias", zeros, self.shape[2:], axes[2:])
+
+
 class LocalEncoder(nn.Module):
     """Convolutions over the waveform, each followed by a channel norm and GELU."""
 
@@ -69,16 +94,15 @@ class LocalEncoder(nn.Module):
         """Maps the waveform dtype[B, N] to dtype[B, T, C]."""
         x = audio[:, :, None]
         for i, layer in enumerate(self.cfg.conv_layers):
-            kernel, bias = _conv_parameters(
-                self, f"conv_{i}", (layer.kernel, x.shape[-1], layer.channels), "channels",
-                nn.initializers.variance_scaling(2.0, "fan_in", "normal"), self.cfg.conv_bias,
-            )  # fmt: skip
+            shape = (layer.kernel, x.shape[-1], layer.channels)
+            init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+            kernel, bias = Conv(shape, "channels", init, self.cfg.conv_bias, name=f"conv_{i}")()
             with full_precision(x.dtype):
                 x = strided_conv(x, kernel.astype(x.dtype), stride=layer.stride)
             if bias is not None:
                 x = x + bias.astype(x.dtype)
             x = gelu(LayerNorm(OUTER_EPSILON, "channels", name=f"norm_{i}")(x))
-        return nn.with_logical_constraint(x, ("batch", "time", "channels"))
+        return with_logical_constraint(x, ("batch", "time", "channels"))
 
 
 class ProjectFeatures(nn.Module):
@@ -109,7 +133,7 @@ class PositionalEncoder(nn.Module):
         D, groups = x.shape[-1], self.cfg.position_groups
         for i in range(self.cfg.position_depth):
             shape = (self.cfg.position_kernel, D // groups, D)
-            kernel, bias = _conv_parameters(self, f"conv_{i}", shape, "width", TORCH_UNIFORM, True)
+            kernel, bias = Conv(shape, "width", TORCH_UNIFORM, True, name=f"conv_{i}")()
             x = zero_padding(x, mask)
             x = conv_norm_gelu(x, kernel, bias, groups=groups)
         return x
@@ -135,7 +159,7 @@ class Block(nn.Module):
         drops = train and cfg.mlp_dropout > 0.0
         y = dropout(result, cfg.mlp_dropout, self.make_rng("dropout") if drops else None)
         x = LayerNorm(cfg.norm_epsilon, name="norm2")(x + y)
-        return nn.with_logical_constraint(x, ("batch", "time", "width")), result
+        return with_logical_constraint(x, ("batch", "time", "width")), result
 
 
 class ContextEncoder(nn.Module):
@@ -176,15 +200,13 @@ class Emotion2Vec(nn.Module):
         self.context_encoder = ContextEncoder(cfg)
         self.blocks = Block(cfg)
         if cfg.extra_tokens:
-            init = nn.with_logical_partitioning(_initial_tokens, ("tokens", "width"))
-            shape = (cfg.extra_tokens, cfg.width)
-            self.extra_tokens = self.param("extra_tokens", init, shape, jnp.float32)
+            shape, axes = (cfg.extra_tokens, cfg.width), ("tokens", "width")
+            self.extra_tokens = parameter(self, "extra_tokens", _initial_tokens, shape, axes)
         if cfg.alibi and cfg.alibi_scale != "fixed":
             layers = cfg.prenet_depth + cfg.depth if cfg.learned_alibi_scale_per_layer else 1
             heads = cfg.heads if cfg.alibi_scale == "learned_per_head" else 1
             init = nn.initializers.constant(cfg.alibi_initial_scale)
-            init = nn.with_logical_partitioning(init, (None, None))
-            self.alibi_scale = self.param("alibi_scale", init, (layers, heads), jnp.float32)
+            self.alibi_scale = parameter(self, "alibi_scale", init, (layers, heads), (None, None))
 
     def __call__(
         self, audio, audio_samples, *, audio_statistics=None, train: bool = False,
@@ -207,7 +229,7 @@ class Emotion2Vec(nn.Module):
         proj, frame_mask, conv = self.local_features(audio, audio_samples, audio_statistics)
         pos = self.positions(proj, frame_mask)
         tokens, frames, layers = self.contextualize(
-            proj + pos, frame_mask, train=train, collect=return_layers
+            proj + pos, frame_mask, train=train, collect=LAYERS if return_layers else ()
         )
         if return_layers:
             layers = {"conv": conv, "proj": proj, "pos": pos, **layers}
@@ -221,14 +243,14 @@ class Emotion2Vec(nn.Module):
         short = cfg.receptive_samples - audio.shape[1]
         if short > 0:
             audio = jnp.pad(audio, ((0, 0), (0, short)))
-        audio = nn.with_logical_constraint(audio, ("batch", "samples"))
+        audio = with_logical_constraint(audio, ("batch", "samples"))
         real = jnp.arange(audio.shape[1]) < audio_samples[:, None]
         audio = jnp.where(real, audio.astype(jnp.float32), 0.0)
         if cfg.normalize_waveform:
             audio = normalize_waveform(audio, audio_samples, audio_statistics)
         conv = self.local_encoder(audio.astype(cfg.dtype))
         frame_mask = jnp.arange(conv.shape[1]) < cfg.frames(audio_samples)[:, None]
-        proj = nn.with_logical_constraint(self.project_features(conv), ("batch", "time", "width"))
+        proj = with_logical_constraint(self.project_features(conv), ("batch", "time", "width"))
         return proj, frame_mask, conv
 
     def positions(self, x, frame_mask):
@@ -236,7 +258,13 @@ class Emotion2Vec(nn.Module):
         return self.relative_positional_encoder(x, frame_mask)
 
     def contextualize(
-        self, x, frame_mask, *, frame_indices=None, train: bool = False, collect: bool = False
+        self,
+        x,
+        frame_mask,
+        *,
+        frame_indices=None,
+        train: bool = False,
+        collect: Collection[str] = (),
     ):
         """Tokens and transformer blocks over frames that already know their positions.
 
@@ -245,11 +273,10 @@ class Emotion2Vec(nn.Module):
           frame_mask: bool[B, T], True = real.
           frame_indices: int[B, T], where in the utterance each frame stood; None: 0, 1, 2 ...
           train: as in `__call__`.
-          collect: whether the third result is filled.
+          collect: which of `LAYERS` the third result holds.
 
         Returns:
-          tokens dtype[B, E, D], frames dtype[B, T, D], and {"prenet_in", "prenet_out",
-          "block_out", "layer_results"} or an empty dict.
+          tokens dtype[B, E, D], frames dtype[B, T, D], and a dict of the intermediates asked for.
         """
         cfg, (B, T, D) = self.cfg, x.shape
         E = cfg.extra_tokens
@@ -272,7 +299,7 @@ class Emotion2Vec(nn.Module):
             self.blocks, x, slopes[cfg.prenet_depth :], distances=distances, mask=mask,
             train=train, depth=cfg.depth, layer_drop=cfg.layer_drop, collect=collect,
         )  # fmt: skip
-        layers = {**layers, **collected} if collect else {}
+        layers = {name: value for name, value in layers.items() if name in collect} | collected
         return x[:, :E], x[:, E:], layers
 
     def _slopes(self):
@@ -300,11 +327,11 @@ class Emotion2VecClassifier(nn.Module):
 
 
 def scan_blocks(block: Block, x, slopes, *, distances, mask, train, depth: int,
-                layer_drop: float, collect: bool = False):  # fmt: skip
+                layer_drop: float, collect: Collection[str] = ()):  # fmt: skip
     """Runs x through `depth` copies of `block`, parameters stacked on a leading layer axis.
 
-    x dtype[B, S, D], slopes float32[L, H] -> (x, {"block_out", "layer_results"} dtype[L, B, S, D]
-    when `collect`, else an empty dict). In training each block is skipped with probability
+    x dtype[B, S, D], slopes float32[L, H] -> (x, those of {"block_out", "layer_results"}
+    dtype[L, B, S, D] that `collect` names). In training each block is skipped with probability
     `layer_drop`, for the whole batch.
     """
 
@@ -313,7 +340,8 @@ def scan_blocks(block: Block, x, slopes, *, distances, mask, train, depth: int,
         if train and layer_drop > 0.0:
             skip = jax.random.bernoulli(block.make_rng("dropout"), layer_drop)
             y = jnp.where(skip, x, y)
-        return y, {"block_out": y, "layer_results": result} if collect else {}
+        outputs = {"block_out": y, "layer_results": result}
+        return y, {name: value for name, value in outputs.items() if name in collect}
 
     if block.cfg.remat:
         body = nn.remat(body, prevent_cse=False)
@@ -363,29 +391,6 @@ def masked_mean(x, mask):
     """Mean over real frames, float32[B, D], of x[B, T, D] and mask bool[B, T]; zero without any."""
     total = zero_padding(x.astype(jnp.float32), mask).sum(1)
     return total / jnp.maximum(mask.sum(1, keepdims=True), 1)
-
-
-class _Conv(nn.Module):
-    """Holds a convolution's parameters; the caller convolves."""
-
-    shape: tuple[int, int, int]
-    axis: str
-    kernel_init: Any
-    use_bias: bool
-
-    @nn.compact
-    def __call__(self):
-        axes = ("kernel", "channels_in", self.axis)
-        init = nn.with_logical_partitioning(self.kernel_init, axes)
-        kernel = self.param("kernel", init, self.shape, jnp.float32)
-        if not self.use_bias:
-            return kernel, None
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (self.axis,))
-        return kernel, self.param("bias", zeros, self.shape[-1:], jnp.float32)
-
-
-def _conv_parameters(parent, name, shape, axis, kernel_init, use_bias):
-    return _Conv(shape, axis, kernel_init, use_bias, name=name, parent=parent)()
 
 
 def _initial_tokens(key, shape, dtype):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from c2ser_jax.errors import UserError
-from c2ser_jax.models.attention import IMPLEMENTATIONS
+from c2ser_jax.models.attention import IMPLEMENTATIONS, Implementation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Emotion2VecConfig:
     prenet_dropout: float = 0.1
     layer_drop: float = 0.05
     prenet_layer_drop: float = 0.05
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
-    attention_implementation: str = "xla"
+    attention_implementation: Implementation = "xla"
 
     def __post_init__(self):
         """Raises UserError for a combination no released or trainable model has."""

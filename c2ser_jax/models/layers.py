@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint, with_logical_partitioning
 from jax import lax
 
 TORCH_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -26,6 +27,11 @@ def full_precision(dtype: Any) -> AbstractContextManager:
     if jnp.dtype(dtype) == jnp.float32:
         return jax.default_matmul_precision("highest")
     return nullcontext()
+
+
+def parameter(module: nn.Module, name: str, init: Callable, shape, axes) -> Any:
+    """A float32 parameter of `module`, one logical axis name (or None) per dimension of `shape`."""
+    return module.param(name, with_logical_partitioning(init, axes), tuple(shape), jnp.float32)
 
 
 def layer_norm(x, scale=None, bias=None, *, epsilon: float):
@@ -66,11 +72,9 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Returns x normalised, same shape and dtype."""
-        shape = (x.shape[-1],)
-        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (self.axis,))
-        scale = self.param("scale", ones, shape, jnp.float32)
-        bias = self.param("bias", zeros, shape, jnp.float32)
+        shape, axes = x.shape[-1:], (self.axis,)
+        scale = parameter(self, "scale", nn.initializers.ones_init(), shape, axes)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), shape, axes)
         return layer_norm(x, scale, bias, epsilon=self.epsilon)
 
 
@@ -85,10 +89,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Maps float[..., I] to dtype[..., O]."""
-        kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-        kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
-        bias = self.param("bias", zeros, (self.features,), jnp.float32)
+        shape = (x.shape[-1], self.features)
+        kernel = parameter(self, "kernel", self.kernel_init, shape, self.axes)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), shape[1:], self.axes[1:])
         with full_precision(self.dtype):
             y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
         return y + bias.astype(self.dtype)
@@ -107,7 +110,7 @@ class Mlp(nn.Module):
         drops = train and self.dropout > 0.0
         key1, key2 = jax.random.split(self.make_rng("dropout")) if drops else (None, None)
         h = gelu(Dense(self.hidden, ("width", "mlp"), self.dtype, name="fc1")(x))
-        h = nn.with_logical_constraint(h, ("batch", "time", "mlp"))
+        h = with_logical_constraint(h, ("batch", "time", "mlp"))
         h = dropout(h, self.dropout, key1)
         y = Dense(x.shape[-1], ("mlp", "width"), self.dtype, name="fc2")(h)
         return dropout(y, self.dropout, key2)
