@@ -277,7 +277,8 @@ def _opened(source: AudioFile) -> Iterator[tuple[soundfile.SoundFile, str]]:
             raise BadAudio(name, "unreadable", f"{detail}; copy it again")
         stream.seek(0)
         try:
-            file = soundfile.SoundFile(stream if stream is source else name)
+            opened: Any = stream if stream is source else name  # a path decodes without the GIL
+            file = soundfile.SoundFile(opened)
         except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
             detail = f"not readable as audio ({_cause(error)}); give wav, flac, ogg or mp3"
             raise BadAudio(name, "unreadable", detail) from None

@@ -25,7 +25,7 @@ from c2ser_jax.errors import UserError
 class Source(Protocol):
     """Random access to utterances and their audio; must be picklable for worker processes."""
 
-    utterances: Sequence[Utterance]
+    utterances: list[Utterance]
 
     def __len__(self) -> int: ...
 
