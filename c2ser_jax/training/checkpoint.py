@@ -1,8 +1,8 @@
 """Checkpoints: training state through orbax (this is its only importer), and model directories.
 
 WORKDIR/checkpoints/STEP/ holds the checkpointables `params` (trained and frozen, one tree), `opt`,
-`ema` (when there is one); the run's record is its JSON metadata. The model-directory half, re-exported here, needs
-numpy alone; orbax and jax are imported when training state is first touched.
+`ema` (when there is one); the run's record is its JSON metadata. The model-directory half,
+re-exported here, needs numpy alone; orbax and jax are imported when training state is touched.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class TrainingCheckpoints:
         every_time = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         self.directory = Path(directory).resolve()
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
+            str(self.directory),
             save_decision_policy=every_time,  # type: ignore[arg-type]
             preservation_policy=policies.AnyPreservationPolicy(kept),  # type: ignore[arg-type]
             cleanup_tmp_directories=True,
@@ -100,7 +100,8 @@ class TrainingCheckpoints:
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """Returns the JSON saved with the checkpoint of `step`."""
-        return dict(self._checkpointer.checkpointables_metadata(step).custom_metadata or {})
+        stored: Any = self._checkpointer.checkpointables_metadata(step).custom_metadata
+        return dict(stored or {})
 
     def restore(self, step: int, shapes: Any) -> Any:
         """Returns the state of `step`, placed as `shapes` (a TrainState of structs) says.

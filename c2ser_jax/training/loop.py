@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from c2ser_jax.errors import UserError
 from c2ser_jax.parallel.distributed import any_process, is_main_process, to_global
 from c2ser_jax.parallel.rules import RULES, replicated
+from c2ser_jax.tasks.task import Task
 from c2ser_jax.training import optimizer as optimizers
 from c2ser_jax.training.checkpoint import TrainingCheckpoints
 from c2ser_jax.training.log import MetricsWriter
@@ -57,7 +58,7 @@ class LoopConfig:
     ema_decay: float = 0.0  # 0: no average
     ema_end_decay: float | None = None  # None: constant
     ema_anneal_steps: int = 0
-    ema_paths: str | None = None  # None: what the task names, or all parameters
+    ema_paths: str | None = None  # None: what the task names, else all parameters
     progress: bool | None = None  # None: a bar when stderr is a terminal
     tensorboard: bool = False
 
@@ -82,7 +83,7 @@ class FitResult:
 
 
 def fit(
-    task: Any,
+    task: Task,
     dataset: Dataset,
     *,
     cfg: LoopConfig,
@@ -195,16 +196,13 @@ class _Run:
     def _first_state(self, batch: Any, start: Any, seed: int, init_params: Any) -> Any:
         cfg = self.cfg
         structs = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in batch.items()}
-        averaged = None
-        if cfg.ema_decay or cfg.ema_end_decay:
-            averaged = cfg.ema_paths or self.task.ema_paths or ".*"
         shapes = state_shapes(
             self.task,
             self.optimizer,
             structs,
             mesh=self.mesh,
             trainable=cfg.trainable,
-            ema=averaged,
+            ema=_averaged_paths(self.task, cfg),
         )
         init_key, run_key = jax.jit(
             lambda: (jax.random.key(seed), jax.random.fold_in(jax.random.key(seed), 1)),
@@ -265,6 +263,17 @@ class _Run:
         if self.saved != step:
             self.checkpoints.save(step, state, self.record)
             self.saved = step
+
+
+def _averaged_paths(task: Task, cfg: LoopConfig) -> str | None:
+    """Returns the pattern of what is averaged, None without; a teacher needs a decay."""
+    wanted = cfg.ema_decay > 0 or bool(cfg.ema_end_decay)
+    if task.ema_paths is not None and not wanted:
+        raise UserError(
+            f"the task {task.name} learns from a moving average of its parameters, and ema_decay "
+            "is 0: give ema_decay, such as 0.999"
+        )
+    return (cfg.ema_paths or task.ema_paths or ".*") if wanted else None
 
 
 def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:

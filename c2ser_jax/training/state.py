@@ -17,7 +17,18 @@ from jax.sharding import Mesh
 
 from c2ser_jax.errors import UserError
 from c2ser_jax.parallel.rules import logical_sharding, replicated, unbox
+from c2ser_jax.tasks.task import merge_params
 from c2ser_jax.training.model_directory import flatten, nest
+
+__all__ = [
+    "TrainState",
+    "check_leaves",
+    "compile_pattern",
+    "create_state",
+    "merge_params",
+    "split_params",
+    "state_shapes",
+]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -37,14 +48,6 @@ def split_params(params: Mapping[str, Any], pattern: str) -> tuple[dict[str, Any
     chosen = {path: leaf for path, leaf in flat.items() if matcher.match(path)}
     rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
     return nest(chosen), nest(rest)
-
-
-def merge_params(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns one tree with the disjoint leaves of both. Errors: ValueError when they overlap."""
-    first, second = flatten(a), flatten(b)
-    if common := first.keys() & second.keys():
-        raise ValueError(f"both trees hold {sorted(common)[:3]}")
-    return nest({path: leaf for path, leaf in sorted({**first, **second}.items())})
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -82,7 +82,7 @@ class FakeTask:
 
 
 class FakeData:
-    """Batches that are a pure function of (seed, step), in two lengths, a third of them unlabelled."""
+    """Batches that are a pure function of (seed, step), in two lengths, some rows unlabelled."""
 
     steps_per_epoch = 5
 
