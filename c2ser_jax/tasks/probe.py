@@ -159,7 +159,8 @@ def train_grid(
             units,
             rates[epoch],
             moments[epoch],
-            cfg=cfg,
+            optimizer=cfg.optimizer,
+            clip_norm=cfg.clip_norm,
             capacity=capacity,
         )
         logits = grid_logits(

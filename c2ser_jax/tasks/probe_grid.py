@@ -55,8 +55,8 @@ class GridState(NamedTuple):
     velocity: Any
 
 
-def _moments(cfg: ProbeConfig) -> optax.GradientTransformation:
-    if cfg.optimizer == "adam":
+def _moments(optimizer: str) -> optax.GradientTransformation:
+    if optimizer == "adam":
         return optax.scale_by_adam()
     return optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False)
 
@@ -80,7 +80,7 @@ def start_grid(points: list[Params], cfg: ProbeConfig) -> GridState:
         }
 
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(widen, points))
-    moments = jax.vmap(_moments(cfg).init)(params)
+    moments = jax.vmap(_moments(cfg.optimizer).init)(params)
     return GridState(params, moments, jax.tree.map(jnp.zeros_like, params))
 
 
@@ -127,9 +127,23 @@ def _mean_loss(params, units, frames, owner, labels, real):
     return -jnp.sum(jnp.where(real, picked, 0)) / jnp.maximum(real.sum(), 1)
 
 
-@partial(jax.jit, static_argnames=("cfg", "capacity"), donate_argnames=("state",))
+@partial(
+    jax.jit,
+    static_argnames=("optimizer", "clip_norm", "capacity"),
+    donate_argnames=("state",),
+)
 def train_epoch(
-    state: GridState, packed: PackedFrames, labels, order, units, rates, momentum, *, cfg, capacity
+    state: GridState,
+    packed: PackedFrames,
+    labels,
+    order,
+    units,
+    rates,
+    momentum,
+    *,
+    optimizer: str,
+    clip_norm: float,
+    capacity: int,
 ):
     """Trains all grid points over one epoch's batches; returns (state, losses float32[S, G]).
 
@@ -142,10 +156,10 @@ def train_epoch(
         loss, grads = jax.value_and_grad(_mean_loss)(
             point.params, units, frames, owner, target, real
         )
-        if cfg.clip_norm:  # torch.nn.utils.clip_grad_norm_
-            scale = jnp.minimum(1.0, cfg.clip_norm / (optax.tree.norm(grads) + 1e-6))
+        if clip_norm:  # torch.nn.utils.clip_grad_norm_
+            scale = jnp.minimum(1.0, clip_norm / (optax.tree.norm(grads) + 1e-6))
             grads = jax.tree.map(lambda g: g * scale, grads)
-        direction, moments = _moments(cfg).update(grads, point.moments)
+        direction, moments = _moments(optimizer).update(grads, point.moments)
         velocity = jax.tree.map(lambda v, d: momentum * v + d, point.velocity, direction)
         params = jax.tree.map(lambda p, v: p - rate * v, point.params, velocity)
         return GridState(params, moments, velocity), loss

@@ -130,7 +130,8 @@ def train(case, rates, cfg, steps=5):
         units,
         np.asarray(rates, np.float32),
         np.float32(0),
-        cfg=cfg,
+        optimizer=cfg.optimizer,
+        clip_norm=cfg.clip_norm,
         capacity=int(lengths.sum()) + 9,
     )
     return np.asarray(losses), np.asarray(state.params["post_net"]["bias"])

@@ -169,7 +169,8 @@ def train(case, momentum, epochs=6):
             jnp.ones((1, 256)),
             np.float32([rates[epoch]]),
             np.float32(momentum[epoch]),
-            cfg=IEMOCAP,
+            optimizer=IEMOCAP.optimizer,
+            clip_norm=IEMOCAP.clip_norm,
             capacity=int(table.lengths[order].sum()),
         )
         losses.append(float(loss[0, 0]))
