@@ -11,25 +11,14 @@ from typing import Any
 from c2ser_jax.errors import UserError
 from conversions.archives import read_legacy_tree, read_zip_tree
 from conversions.pickle_machine import Refused
-from conversions.tensors import Extent, LazyTensor, contiguous_strides, dtype_named
+from conversions.tensors import (
+    SAFETENSORS_DTYPES,
+    Extent,
+    LazyTensor,
+    contiguous_strides,
+    dtype_named,
+)
 
-SAFETENSORS_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
 MAX_HEADER_BYTES = 64 << 20
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 

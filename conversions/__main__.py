@@ -1,0 +1,108 @@
+"""The command line of conversions.
+
+python -m conversions emotion2vec --from SRC [--config F] [--tokens F] --to DIR
+python -m conversions export emotion2vec --from DIR --to FILE
+python -m conversions verify emotion2vec --from SRC --to DIR
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from c2ser_jax.errors import UserError, run_command
+from conversions.reader import open_checkpoint
+
+FAMILIES = ("emotion2vec",)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code; raises `UserError` for bad input."""
+    # Conversions are bound by the disk: an accelerator would only be started in vain.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["export"]:
+        return _export(arguments[1:])
+    if arguments[:1] == ["verify"]:
+        return _verify(arguments[1:])
+    return _convert(arguments)
+
+
+def _convert(arguments: list[str]) -> int:
+    parser = _parser("", "converts a published checkpoint into a model directory")
+    _paths(parser, "checkpoint file (.pt, .safetensors)", "model directory to create")
+    parser.add_argument("--config", type=Path, help="config.yaml of the model")
+    parser.add_argument("--tokens", type=Path, help="tokens.txt, one label per line")
+    parser.add_argument(
+        "--normalize-waveform",
+        choices=("true", "false"),
+        help="whether waveforms are normalised before the model (default: the source's own rule)",
+    )
+    parser.add_argument("--licence", help="licence of the weights, kept in the model directory")
+    options = parser.parse_args(arguments)
+    source, target = options.source, options.target
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not an empty directory; give another --to")
+    checkpoint = open_checkpoint(source)
+
+    from c2ser_jax.training.checkpoint import write_model
+    from conversions.emotion2vec_import import Options, prepare
+    from conversions.engine import elements
+
+    normalize = None if options.normalize_waveform is None else options.normalize_waveform == "true"
+    wanted = Options(options.config, options.tokens, normalize, options.licence)
+    prepared = prepare(checkpoint, wanted)
+    write_model(
+        target, prepared.description, prepared.plan.leaves(), carried=prepared.carrier.leaves()
+    )
+    notes = prepared.description.origin["notes"]
+    print(
+        f"{target}: {prepared.description.kind}, {elements(prepared.plan.shapes):,} parameters in "
+        f"{len(prepared.plan.shapes)} arrays, {len(prepared.carrier.tensors)} other tensors carried"
+    )
+    for name, note in {"config": prepared.description.origin["config"], **notes}.items():
+        print(f"  {name}: {note or 'none'}")
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    parser = _parser("export ", "writes a model directory back in its source's layout")
+    _paths(parser, "model directory", "file to create (.pt or .safetensors)")
+    options = parser.parse_args(arguments)
+
+    from conversions.export import export
+
+    print(export(options.source, options.target))
+    return 0
+
+
+def _verify(arguments: list[str]) -> int:
+    parser = _parser("verify ", "compares a model directory with the checkpoint it came from")
+    _paths(parser, "checkpoint file", "model directory made of it")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the test waveform")
+    options = parser.parse_args(arguments)
+    checkpoint = open_checkpoint(options.source)
+
+    from conversions.verify import verify
+
+    return verify(checkpoint, options.target, options.seed)
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m conversions {command}".strip(),
+        description=description,
+        epilog=None if command else "other commands: export FAMILY, verify FAMILY",
+        allow_abbrev=False,
+    )
+    parser.add_argument("family", choices=FAMILIES)
+    return parser
+
+
+def _paths(parser: argparse.ArgumentParser, source: str, target: str) -> None:
+    parser.add_argument("--from", dest="source", type=Path, required=True, help=source)
+    parser.add_argument("--to", dest="target", type=Path, required=True, help=target)
+
+
+if __name__ == "__main__":
+    run_command(main)
