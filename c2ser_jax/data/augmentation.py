@@ -88,22 +88,21 @@ def augment(audio: np.ndarray, cfg: AugmentConfig, rng: np.random.Generator) -> 
     return audio
 
 
-def mix_rows(
-    audio: list[np.ndarray], cfg: AugmentConfig, rngs: list[np.random.Generator]
-) -> list[np.ndarray]:
-    """Mixes a piece of another row into some rows (at most half of them, as in WavLM)."""
-    result = list(audio)
-    for i, (own, rng) in enumerate(zip(audio, rngs, strict=True)):
-        draws = rng.random(5)
-        if draws[0] >= cfg.mix_probability or len(audio) < 2 or not len(own):
-            continue
-        other = audio[(i + 1 + int(draws[1] * (len(audio) - 1))) % len(audio)]
-        length = int(min(len(own) / 2, len(other)) * draws[2])
-        if length < 1:
-            continue
-        place = int(draws[3] * (len(own) - length + 1))
-        low, high = cfg.mix_snr_db
-        piece = result[i][place : place + length]
-        mixed = mix(piece, other[:length], low + draws[4] * (high - low))
-        result[i] = np.concatenate([own[:place], mixed, own[place + length :]])
-    return result
+def mix_piece(
+    audio: np.ndarray, other: np.ndarray, cfg: AugmentConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """Mixes a piece of another utterance into float32[N], over at most half of it.
+
+    Source: utterance mixing of WavLM (arXiv 2110.13900, section 3.2).
+    """
+    draws = rng.random(4)
+    length = int(min(len(audio) / 2, len(other)) * draws[0])
+    if length < 1:
+        return audio
+    place = int(draws[1] * (len(audio) - length + 1))
+    start = int(draws[2] * (len(other) - length + 1))
+    low, high = cfg.mix_snr_db
+    mixed = audio.copy()
+    piece = mixed[place : place + length]
+    piece[:] = mix(piece, other[start : start + length], low + draws[3] * (high - low))
+    return mixed

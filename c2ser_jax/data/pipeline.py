@@ -11,16 +11,16 @@ from typing import Any, Literal
 import numpy as np
 
 from c2ser_jax.data.audio import SAMPLE_RATE, BadAudio
-from c2ser_jax.data.augmentation import AugmentConfig, augment, mix_rows
+from c2ser_jax.data.augmentation import AugmentConfig, augment, mix_piece
 from c2ser_jax.data.batching import BatchPlan, bucket_edges, bucket_rows, evaluation_batches
 from c2ser_jax.data.labels import map_labels
 from c2ser_jax.data.manifest import Utterance
+from c2ser_jax.data.prefetch import Prefetched
 from c2ser_jax.data.scanning import BadFile, scan_source
 from c2ser_jax.data.sources import Source
 from c2ser_jax.errors import UserError
 
 _FOREVER = 1 << 40  # steps
-_ARRAYS = ("audio", "audio_samples", "label", "speaker")
 
 
 @dataclass(frozen=True)
@@ -159,27 +159,17 @@ class TrainingData:
         return self._iterate(range(len(planned)), _Evaluation(self, planned))
 
     def _iterate(self, steps: range, make: Any) -> Iterator[dict[str, Any]]:
-        import grain
-
-        read = grain.ReadOptions(num_threads=self.cfg.threads, prefetch_buffer_size=4)
-        dataset = grain.MapDataset.range(steps.start, steps.stop).map(make).to_iter_dataset(read)
-        if self.cfg.workers:
-            from absl import flags
-
-            if not flags.FLAGS.is_parsed():  # grain's workers read absl flags
-                flags.FLAGS.mark_as_parsed()
-            dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=self.cfg.workers)
-            )
+        batches = Prefetched(make, steps, workers=self.cfg.workers, threads=self.cfg.threads)
         known = {bad.id for bad in self.bad}
-        for batch in dataset:
-            if self.cfg.workers:  # give the workers' shared memory back at once
-                batch = {k: np.array(v) if k in _ARRAYS else v for k, v in batch.items()}
-            for bad in batch.pop("bad"):
-                if bad.id not in known:
-                    known.add(bad.id)
-                    self.bad.append(bad)
-            yield batch
+        try:
+            for batch in batches:
+                for bad in batch.pop("bad"):
+                    if bad.id not in known:
+                        known.add(bad.id)
+                        self.bad.append(bad)
+                yield batch
+        finally:
+            batches.close()
 
     def _training_batch(self, step: int) -> dict[str, Any]:
         planned = self.plan.batch(int(step))
@@ -191,18 +181,22 @@ class TrainingData:
         first = self._process * share
         limit, cfg = self.plan.edges[bucket], self.cfg.augment
         bad: list[BadFile] = []
-        audio, rngs = [], []
-        for place, row in enumerate(rows[first : first + share], first):
-            rng = None
-            if step is not None:
-                rng = np.random.default_rng([self.seed, step, place])
-                rngs.append(rng)
-            piece = self._load(int(row), limit, rng, bad)
-            if rng is not None and cfg.active and len(piece):
-                piece = augment(piece, cfg, rng)[:limit]
+        audio = []
+        for place in range(first, first + share):
+            if step is None:
+                audio.append(self._load(int(rows[place]), limit, None, bad))
+                continue
+            # Every draw has its own key, so it does not matter which process makes which row.
+            crop, mixing, other, change = (
+                np.random.default_rng([self.seed, step, place, i]) for i in range(4)
+            )
+            piece = self._load(int(rows[place]), limit, crop, bad)
+            if len(piece) and mixing.random() < cfg.mix_probability:
+                partner = int(rows[mixing.integers(len(rows))])
+                piece = mix_piece(piece, self._load(partner, limit, other, bad), cfg, mixing)
+            if len(piece) and cfg.active:
+                piece = augment(piece, cfg, change)[:limit]
             audio.append(piece)
-        if step is not None and cfg.mix_probability:
-            audio = mix_rows(audio, cfg, rngs)
         batch = np.zeros((share, limit), np.float32)
         for i, piece in enumerate(audio):
             batch[i, : len(piece)] = piece
