@@ -1,0 +1,183 @@
+"""Train, dev and test: by speaker, by EmoBox's folds, or by share; dev is never test.
+
+Model selection sees `dev` only; a speaker of the test part is in no other part unless the split
+is EmoBox's own (several of its sets share speakers: `shared_speakers` tells).
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from c2ser_jax.data.manifest import Utterance, read_manifest
+from c2ser_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One split: lists of utterances that have nothing in common."""
+
+    name: str
+    train: list[Utterance]
+    dev: list[Utterance]
+    test: list[Utterance]
+
+
+def leave_one_speaker_out(utterances: Sequence[Utterance], *, seed: int = 0) -> list[Fold]:
+    """One fold per speaker, sorted: that speaker is test, another one is dev, the rest train.
+
+    The seed puts the speakers on a circle; dev is the test speaker's neighbour, so every speaker
+    is dev once. Raises `UserError` with fewer than 3 speakers or a row without speaker.
+    """
+    speakers = _speakers(utterances)
+    if len(speakers) < 3:
+        raise UserError(f"leave-one-speaker-out needs at least 3 speakers, got {len(speakers)}")
+    circle = [speakers[i] for i in np.random.default_rng(seed).permutation(len(speakers))]
+    following = dict(zip(circle, [*circle[1:], circle[0]], strict=True))
+    return [
+        Fold(
+            f"speaker-{speaker}",
+            [u for u in utterances if u.speaker not in (speaker, following[speaker])],
+            [u for u in utterances if u.speaker == following[speaker]],
+            [u for u in utterances if u.speaker == speaker],
+        )
+        for speaker in speakers
+    ]
+
+
+def emobox_folds(
+    utterances: Sequence[Utterance],
+    folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    dev: Literal["share", "speaker"] = "share",
+    dev_share: float = 0.2,
+    allow_missing: bool = False,
+) -> list[Fold]:
+    """EmoBox's folds over our utterances, joined by the key without its set name.
+
+    `dev` is the set's own validation list, or `dev_share` of train (stratified by label, as EmoBox
+    takes 20 % at random), or a whole training speaker. Raises `UserError` when listed utterances
+    are not among ours, unless `allow_missing`.
+    """
+    from c2ser_jax.data.corpora.emobox import fold_lists
+
+    ours = {join_key(u.id): u for u in utterances}
+    if len(ours) < len(utterances):
+        raise UserError("two ids differ only in punctuation; EmoBox's keys cannot be joined")
+    folds = []
+    for number, lists in fold_lists(os.fspath(folder)).items():
+        parts: dict[str, list[Utterance]] = {}
+        for part, path in lists.items():
+            listed = read_manifest(path)
+            keys = [_match(row, ours) for row in listed]
+            missing = [row.id for row, key in zip(listed, keys, strict=True) if key is None]
+            if missing and not allow_missing:
+                raise UserError(
+                    f"{path}: {len(missing)} of {len(listed)} listed utterances are not in the "
+                    f"data, as {missing[0]!r}; give the whole corpus"
+                )
+            parts[part] = [ours[key] for key in keys if key is not None]
+        train, held = parts.get("train", []), parts.get("valid")
+        if held is None:
+            rng_seed = seed + 1000 * number
+            split = stratified_split if dev == "share" else _speaker_split
+            train, held = split(train, dev_share, seed=rng_seed)
+        folds.append(Fold(f"fold-{number}", train, held, parts.get("test", [])))
+    return folds
+
+
+def speaker_disjoint_split(
+    utterances: Sequence[Utterance], *, dev_share: float = 0.15, test_share: float = 0.25, seed=0
+) -> Fold:
+    """Splits the speakers (seeded order) so that test and dev hold about their share of the rows.
+
+    Each part gets at least one speaker. Raises `UserError` with fewer than 3 speakers.
+    """
+    speakers = _speakers(utterances)
+    if len(speakers) < 3:
+        raise UserError(f"a speaker-disjoint split needs at least 3 speakers, got {len(speakers)}")
+    order = [speakers[i] for i in np.random.default_rng(seed).permutation(len(speakers))]
+    counts = {s: sum(u.speaker == s for u in utterances) for s in speakers}
+    held: dict[str, set[str]] = {}
+    for part, share, kept in (("test", test_share, 2), ("dev", dev_share, 1)):
+        chosen: set[str] = set()
+        while len(order) > kept and (
+            not chosen or sum(counts[s] for s in chosen) < share * len(utterances)
+        ):
+            chosen.add(order.pop())
+        held[part] = chosen
+    fold = Fold(
+        "speakers",
+        [u for u in utterances if u.speaker in order],
+        [u for u in utterances if u.speaker in held["dev"]],
+        [u for u in utterances if u.speaker in held["test"]],
+    )
+    return fold
+
+
+def stratified_split(
+    utterances: Sequence[Utterance], share: float, *, seed: int = 0
+) -> tuple[list[Utterance], list[Utterance]]:
+    """Returns (rest, part): `part` has about `share` of every label's rows, drawn by the seed."""
+    if not 0 < share < 1:
+        raise UserError(f"the share of a split must lie between 0 and 1, got {share}")
+    rng = np.random.default_rng(seed)
+    part: set[str] = set()
+    for label in sorted({u.label or "" for u in utterances}):
+        ids = sorted(u.id for u in utterances if (u.label or "") == label)
+        part.update(ids[i] for i in rng.permutation(len(ids))[: round(share * len(ids))])
+    rest = [u for u in utterances if u.id not in part]
+    return rest, [u for u in utterances if u.id in part]
+
+
+def shared_speakers(fold: Fold) -> list[str]:
+    """Speakers of the test part that are also in train or dev (leakage), sorted."""
+    seen = {u.speaker for u in (*fold.train, *fold.dev)}
+    return sorted({u.speaker for u in fold.test if u.speaker is not None and u.speaker in seen})
+
+
+def check_disjoint(fold: Fold) -> None:
+    """Raises `UserError` when an utterance is in two parts of a fold."""
+    seen: dict[str, str] = {}
+    for part in ("train", "dev", "test"):
+        for row in getattr(fold, part):
+            if seen.setdefault(row.id, part) != part:
+                raise UserError(f"{fold.name}: {row.id!r} is in {seen[row.id]} and in {part}")
+
+
+def join_key(name: str) -> str:
+    """A name as it compares between lists: lower case, no ending, only letters, digits, "-"."""
+    name = re.sub(r"\.(wav|flac|mp3|ogg)$", "", name.lower())
+    return re.sub(r"[\W_]+", "-", name).strip("-")
+
+
+def _match(row: Utterance, ours: dict[str, Utterance]) -> str | None:
+    """The key of ours for a listed row: whole, without the set's name, or by the file's name."""
+    key = join_key(row.id)
+    stem = join_key(os.path.basename(row.path))
+    for candidate in (key, key.partition("-")[2], stem):
+        if candidate in ours:
+            return candidate
+    return None
+
+
+def _speakers(utterances: Sequence[Utterance]) -> list[str]:
+    nameless = next((u for u in utterances if u.speaker is None), None)
+    if nameless is not None:
+        raise UserError(f"{nameless.id!r} has no speaker; a split by speaker needs one per row")
+    return sorted({u.speaker for u in utterances if u.speaker is not None})
+
+
+def _speaker_split(
+    utterances: Sequence[Utterance], share: float, *, seed: int
+) -> tuple[list[Utterance], list[Utterance]]:
+    """Returns (rest, one speaker drawn by the seed); the share does not matter."""
+    del share
+    speakers = _speakers(utterances)
+    chosen = speakers[int(np.random.default_rng(seed).integers(len(speakers)))]
+    rest = [u for u in utterances if u.speaker != chosen]
+    return rest, [u for u in utterances if u.speaker == chosen]
