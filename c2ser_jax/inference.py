@@ -19,7 +19,7 @@ from c2ser_jax.compilation import enable_compilation_cache
 from c2ser_jax.data.audio import read_audio
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.errors import UserError
-from c2ser_jax.extraction.clips import Clip, Failure
+from c2ser_jax.extraction.clips import Clip, Cutting, Failure
 from c2ser_jax.extraction.engine import Engine, EngineConfig
 from c2ser_jax.extraction.features import Assembler, Granularity, TokenForm
 from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecConfig
@@ -224,11 +224,7 @@ def load(
     if not window_seconds >= 5:
         raise UserError(f"window seconds must be at least 5, not {window_seconds}")
     enable_compilation_cache()
-    cfg = EngineConfig(
-        batch_seconds=batch_seconds,
-        window_seconds=window_seconds,
-        overlap_seconds=min(5.0, window_seconds / 4),
-    )
+    cfg = EngineConfig(batch_seconds, Cutting(window_seconds, min(5.0, window_seconds / 4)))
     return Model(description, Engine(config, params, cfg, log=log or (lambda line: None)))
 
 
@@ -317,14 +313,15 @@ def _clip(item: Any, rate: int | None, place: int) -> Clip:
     if isinstance(item, Clip):
         return item
     if isinstance(item, Utterance):
-        return Clip.of(item)
+        return Clip(item)
     if isinstance(item, str | os.PathLike):
-        return Clip(os.fspath(item), os.fspath(item))
+        return Clip.of_file(os.fspath(item))
     if isinstance(item, Mapping) and "array" in item and "sampling_rate" in item:
         return Clip.of_array(f"array {place}", item["array"], item["sampling_rate"])
     if hasattr(item, "read"):
         stream: Any = item
-        return Clip(str(getattr(item, "name", f"file {place}")), audio=read_audio(stream))
+        name = str(getattr(item, "name", f"file {place}"))
+        return Clip(Utterance(name, ""), read_audio(stream))
     if not hasattr(item, "__array__"):
         raise UserError(
             f"cannot take audio from a {type(item).__name__}; give a path, or an array with rate="

@@ -1,85 +1,70 @@
-"""Brings clips (files, pieces of files, arrays) to the engine: lengths first, then samples.
+"""Brings clips (files, pieces of files, arrays) to the engine: lengths first, then segments.
 
-Threads decode a few clips ahead of the model. A clip longer than the window is streamed twice, once
-for its length and statistics and once in windows, and is never in memory whole.
+A segment is a clip, or one window of a long clip; the frames that its windows keep are all frames
+of the clip, each once: of an overlap each side keeps its half, so that a kept frame has at least
+half the overlap as context, except at the ends of the clip.
 """
 
-from collections import deque
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from c2ser_jax.data.audio import (
-    SAMPLE_RATE,
-    BadAudio,
-    from_array,
-    probe_audio,
-    read_audio,
-    scan_audio,
-    stream_audio,
+from c2ser_jax.data.audio import SAMPLE_RATE, BadAudio, from_array, probe_audio
+from c2ser_jax.data.loading import (
+    Failed,
+    Loaded,
+    iterate_audio,
+    load_array,
+    window_samples,
+    window_starts,
 )
 from c2ser_jax.data.manifest import Utterance
-from c2ser_jax.extraction.windows import FrameRule, Window, cut_windows, plan_windows
+from c2ser_jax.models.emotion2vec import Emotion2VecConfig
 
-_AHEAD = 32
 _LONGEST_SAMPLES = SAMPLE_RATE * 3600 * 100
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Audio to be read when its turn comes: a file, [start, end) seconds of one, or samples."""
+    """An utterance to be read when its turn comes, or its samples float32[N] at 16 kHz."""
 
-    id: str
-    path: str = ""
-    start: float | None = None
-    end: float | None = None
-    channel: int | None = None
-    audio: np.ndarray | None = None  # float32[N] at 16 kHz
+    utterance: Utterance
+    audio: np.ndarray | None = None
+
+    @property
+    def id(self) -> str:
+        """The utterance's id."""
+        return self.utterance.id
+
+    @property
+    def path(self) -> str:
+        """The utterance's file, empty for samples."""
+        return self.utterance.path
 
     @classmethod
-    def of(cls, utterance: Utterance) -> "Clip":
-        """The clip that a row of a manifest names."""
-        u = utterance
-        return cls(u.id, u.path, u.start, u.end, u.channel)
+    def of_file(cls, path: str) -> "Clip":
+        """A whole file, named by its path."""
+        return cls(Utterance(path, path))
 
     @classmethod
     def of_array(cls, clip_id: str, samples: Any, rate: int) -> "Clip":
-        """A clip of samples at `rate` Hz; raises `UserError` when they are unusable."""
-        return cls(clip_id, audio=from_array(samples, rate, name=clip_id))
-
-    def _piece(self) -> dict[str, Any]:
-        return {"start_seconds": self.start, "end_seconds": self.end, "channel": self.channel}
+        """Samples at `rate` Hz; raises `UserError` when they are unusable."""
+        return cls(Utterance(clip_id, ""), from_array(samples, rate, name=clip_id))
 
     def estimate(self) -> int:
         """Samples at 16 kHz by the header alone; raises `BadAudio`."""
         if self.audio is not None:
             return len(self.audio)
-        info = probe_audio(self.path)
-        stop = info.seconds if self.end is None else min(info.seconds, self.end)
-        samples = round((stop - (self.start or 0.0)) * SAMPLE_RATE)
+        info, end = probe_audio(self.path), self.utterance.end
+        stop = info.seconds if end is None else min(info.seconds, end)
+        samples = round((stop - (self.utterance.start or 0.0)) * SAMPLE_RATE)
         if info.rate != SAMPLE_RATE:
             samples += 2  # the resampler may round up
         return min(_LONGEST_SAMPLES, max(0, samples))
-
-    def read(self) -> np.ndarray:
-        """float32[N] at 16 kHz; raises `BadAudio`."""
-        return self.audio if self.audio is not None else read_audio(self.path, **self._piece())
-
-    def scan(self) -> tuple[int, float, float]:
-        """Samples, mean and biased variance of the whole clip; raises `BadAudio`."""
-        if self.audio is not None:
-            return len(self.audio), *statistics(self.audio)
-        found = scan_audio(self.path, **self._piece())
-        return found.samples, found.mean, found.variance
-
-    def stream(self) -> Iterator[np.ndarray]:
-        """The samples in blocks; raises `BadAudio`."""
-        if self.audio is not None:
-            return iter([self.audio])
-        return stream_audio(self.path, **self._piece())
 
 
 @dataclass(frozen=True)
@@ -92,27 +77,66 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One row of a batch: a clip, or one of `windows` windows of a long clip.
+class Kept:
+    """Frames [first, last) of a segment are those from `offset` on of its clip."""
 
-    audio float32[n]; `statistics` (mean, variance) are those of the whole clip, which has
+    first: int
+    last: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One row of a batch: a clip, or one of `windows` windows of a long one.
+
+    audio float32[n]; statistics float64[2] (mean, variance) are those of the whole clip, which has
     `samples` samples and `frames` frames.
     """
 
     index: int
     audio: np.ndarray
-    statistics: tuple[float, float]
-    window: Window
+    statistics: np.ndarray
+    kept: Kept
     windows: int
     samples: int
     frames: int
 
 
-def statistics(audio: np.ndarray) -> tuple[float, float]:
-    """Mean and biased variance of float32[N], added up in float64."""
-    exact = audio.astype(np.float64)
-    mean = float(exact.mean())
-    return mean, float(np.square(exact - mean).mean())
+@dataclass(frozen=True)
+class Cutting:
+    """How long clips are cut: windows of `window_seconds`, `overlap_seconds` of them shared."""
+
+    window_seconds: float = 30.0
+    overlap_seconds: float = 5.0
+
+    @property
+    def samples(self) -> tuple[int, int]:
+        """(window, overlap) in samples; raises `UserError` for impossible ones."""
+        return window_samples(self.window_seconds, self.overlap_seconds)
+
+    def segment_lengths(self, samples: int) -> list[int]:
+        """Samples of every segment of a clip of `samples` samples."""
+        size, overlap = self.samples
+        if samples <= size:
+            return [samples]
+        starts = window_starts(samples, size, overlap)
+        return [min(size, samples - start) for start in starts]
+
+    def kept(self, index: int, samples: int, model: Emotion2VecConfig) -> Kept:
+        """What window `index` of a clip of `samples` samples contributes."""
+        size, overlap = self.samples
+        starts = [start // model.hop_samples for start in window_starts(samples, size, overlap)]
+        each = int(model.frames(size))
+
+        def border(window: int) -> int:
+            """First frame of the clip that `window` keeps."""
+            if window == 0:
+                return 0
+            shared = starts[window - 1] + each - starts[window]
+            return starts[window] + shared // 2
+
+        end = int(model.frames(samples)) if index + 1 == len(starts) else border(index + 1)
+        return Kept(border(index) - starts[index], end - starts[index], border(index))
 
 
 def estimate_lengths(clips: Sequence[Clip], threads: int) -> tuple[dict[int, int], list[Failure]]:
@@ -125,7 +149,7 @@ def estimate_lengths(clips: Sequence[Clip], threads: int) -> tuple[dict[int, int
             return Failure(numbered[0], error.reason, str(error))
 
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(estimate, enumerate(clips), chunksize=1))
+        found = list(pool.map(estimate, enumerate(clips)))
     good = {i: value for i, value in enumerate(found) if not isinstance(value, Failure)}
     return good, [value for value in found if isinstance(value, Failure)]
 
@@ -133,79 +157,42 @@ def estimate_lengths(clips: Sequence[Clip], threads: int) -> tuple[dict[int, int
 def decode(
     clips: Sequence[Clip],
     order: Iterable[int],
-    *,
-    long: frozenset[int],
-    window: int,
-    overlap: int,
-    rule: FrameRule,
+    model: Emotion2VecConfig,
+    cutting: Cutting,
     threads: int,
 ) -> Iterator[Segment | Failure]:
-    """Segments of the clips numbered by `order`, in that order; `long` ones are streamed.
+    """Segments of the clips numbered by `order`: arrays first, else in that order.
 
-    The windows of one clip follow each other. At most `_AHEAD` clips are decoded ahead.
+    The windows of one clip follow each other. Files are decoded ahead by `threads`.
     """
-    cut = {"window": window, "overlap": overlap, "rule": rule}
-
-    def start(index: int) -> "Failure | Segment | Iterator[Segment | Failure]":
-        clip = clips[index]
-        try:
-            if index in long:
-                return _stream_segments(index, clip, clip.scan(), **cut)
-            audio = clip.read()
-        except BadAudio as error:
-            return Failure(index, error.reason, str(error))
-        if len(audio) > window:  # the header promised less
-            whole = Clip(clip.id, clip.path, audio=audio)
-            return _stream_segments(index, whole, whole.scan(), **cut)
-        T = rule.frames(len(audio))
-        if not T:
-            least = f"at least {rule.receptive} samples at 16 kHz are needed"
-            return Failure(index, "too short", f"{clip.path}: {len(audio)} samples, {least}")
-        only = Window(0, len(audio), 0, T, 0)
-        return Segment(index, audio, statistics(audio), only, 1, len(audio), T)
-
-    todo = iter(order)
-    waiting: deque[Future] = deque()
-    pool = ThreadPoolExecutor(threads)
-    try:
-        while True:
-            while len(waiting) < _AHEAD and (index := next(todo, None)) is not None:
-                waiting.append(pool.submit(start, index))
-            if not waiting:
-                return
-            first = waiting.popleft().result()
-            if isinstance(first, Segment | Failure):
-                yield first
-                continue
-            following = pool.submit(next, first, None)
-            while (segment := following.result()) is not None:
-                following = pool.submit(next, first, None)
-                yield segment
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    order = list(order)
+    settings = dataclasses.asdict(cutting)
+    # Copies, so that an utterance given twice keeps its two places.
+    rows = {i: dataclasses.replace(clips[i].utterance) for i in order}
+    place = {id(row): i for i, row in rows.items()}
+    for index in order:
+        audio = clips[index].audio
+        if audio is not None:
+            for item in load_array(rows[index], audio, **settings):
+                yield _segment(index, item, model, cutting)
+    files = [rows[i] for i in order if clips[i].audio is None]
+    for item in iterate_audio(files, threads=threads, allow_silent=True, **settings):
+        index = place[id(item.utterance)]
+        if isinstance(item, Failed):
+            yield Failure(index, item.reason, item.message)
+        else:
+            yield _segment(index, item, model, cutting)
 
 
-def _stream_segments(
-    index: int,
-    clip: Clip,
-    scanned: tuple[int, float, float],
-    *,
-    window: int,
-    overlap: int,
-    rule: FrameRule,
-) -> Iterator[Segment | Failure]:
-    samples, mean, variance = scanned
-    windows = plan_windows(samples, window=window, overlap=overlap, rule=rule)
-    done = 0
-    try:
-        for plan, audio in zip(windows, cut_windows(clip.stream(), windows), strict=False):
-            yield Segment(
-                index, audio, (mean, variance), plan, len(windows), samples, rule.frames(samples)
-            )
-            done += 1
-    except BadAudio as error:
-        yield Failure(index, error.reason, str(error))
-        return
-    if done < len(windows):
-        message = f"{clip.path}: became shorter while it was being read; extract it again"
-        yield Failure(index, "unreadable", message)
+def _segment(
+    index: int, item: Loaded, model: Emotion2VecConfig, cutting: Cutting
+) -> Segment | Failure:
+    samples = len(item.audio) if item.window is None else item.window.total_samples
+    frames = int(model.frames(samples))
+    if not frames:
+        least = f"at least {model.receptive_samples} samples at 16 kHz are needed"
+        return Failure(index, "too short", f"{item.utterance.path}: {samples} samples, {least}")
+    kept, windows = Kept(0, frames, 0), 1
+    if item.window is not None:
+        kept, windows = cutting.kept(item.window.index, samples, model), item.window.count
+    return Segment(index, item.audio, item.statistics, kept, windows, samples, frames)

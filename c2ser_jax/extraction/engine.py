@@ -17,9 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from c2ser_jax.extraction.clips import Clip, Failure, Segment, decode, estimate_lengths
+from c2ser_jax.extraction.clips import (
+    Clip,
+    Cutting,
+    Failure,
+    Kept,
+    Segment,
+    decode,
+    estimate_lengths,
+)
 from c2ser_jax.extraction.shapes import Shape, plan_shapes
-from c2ser_jax.extraction.windows import FrameRule, Window, plan_windows
 from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecConfig, masked_mean
 from c2ser_jax.parallel.mesh import MeshConfig, make_mesh
 from c2ser_jax.parallel.rules import batch_sharding, replicated
@@ -37,10 +44,8 @@ class EngineConfig:
 
     batch_seconds: float = 32.0
     """Audio of one batch, padding included; a longer clip makes a batch of its own."""
-    window_seconds: float = 30.0
-    """Longer audio is cut into windows of this length."""
-    overlap_seconds: float = 5.0
-    """Shared by neighbouring windows; each keeps its half."""
+    cutting: Cutting = Cutting()
+    """Windows of audio that is longer than one."""
     threads: int = 2
     """Decoding threads."""
 
@@ -50,12 +55,12 @@ class Piece:
     """Results of a clip, or of one window of it, for the frames that it keeps.
 
     values: "frames" float32[n, D], "pooled" float32[D], "tokens" float32[E, D], "frame_logits"
-    float32[n, C], those that were asked for, with n = window.last - window.first. The pieces of a
+    float32[n, C], those that were asked for, with n = kept.last - kept.first. The pieces of a
     clip come in order; `last` marks its end. The clip has `samples` samples and `frames` frames.
     """
 
     index: int
-    window: Window
+    kept: Kept
     windows: int
     samples: int
     frames: int
@@ -95,7 +100,6 @@ class Engine:
         `log` takes a line for every shape compiled (default: standard error).
         """
         self.model, self.cfg = model, cfg or EngineConfig()
-        self.rule = FrameRule(model.hop_samples, model.receptive_samples)
         self.report = RunReport()
         self._log = log or (lambda line: print(line, file=sys.stderr, flush=True))
         self._mesh = make_mesh(MeshConfig())
@@ -103,16 +107,6 @@ class Engine:
         kept = {name: params[name] for name in ("encoder", "proj") if name in params}
         self._params = jax.device_put(kept, replicated(self._mesh))
         self._compiled: dict[tuple, Callable] = {}
-
-    @property
-    def window_samples(self) -> int:
-        """Samples of the longest segment."""
-        return int(self.cfg.window_seconds * self.model.sample_rate)
-
-    @property
-    def overlap_samples(self) -> int:
-        """Samples that neighbouring windows share."""
-        return int(self.cfg.overlap_seconds * self.model.sample_rate)
 
     def run(
         self, clips: Sequence[Clip], outputs: Sequence[str], *, layer: int | None = None
@@ -124,37 +118,23 @@ class Engine:
         """
         lengths, failures = estimate_lengths(clips, max(2, self.cfg.threads))
         yield from failures
-        segments, long, order = self._plan(lengths)
-        self.report = report = RunReport()
+        cutting, threads = self.cfg.cutting, self.cfg.threads
+        segments = [n for samples in lengths.values() for n in cutting.segment_lengths(samples)]
+        segments = [n for n in segments if n >= self.model.receptive_samples]
         compile_flops = _COMPILE_FLOPS.get(jax.default_backend(), _COMPILE_FLOPS_ELSEWHERE)
-        report.shapes = plan_shapes(
-            segments,
-            batch_samples=int(self.cfg.batch_seconds * self.model.sample_rate),
-            largest=self.window_samples,
-            compile_samples=int(compile_flops / flops_per_sample(self.model)),
-            row_multiple=self._mesh.size,
-        )
-        source = decode(
-            clips, order, long=long, window=self.window_samples, overlap=self.overlap_samples,
-            rule=self.rule, threads=self.cfg.threads,
-        )  # fmt: skip
-        forward = partial(self._dispatch, outputs=tuple(outputs), layer=layer)
-        yield from _one_behind(self._batches(source, report.shapes), forward, self._finish)
-
-    def _plan(self, lengths: dict[int, int]) -> tuple[list[int], frozenset[int], list[int]]:
-        """(segment lengths, the clips to stream, the order: longest first)."""
-        window, segments, long = self.window_samples, [], set()
-        for index, samples in lengths.items():
-            if samples <= window:
-                segments.append(max(samples, self.rule.receptive))
-                continue
-            long.add(index)
-            windows = plan_windows(
-                samples, window=window, overlap=self.overlap_samples, rule=self.rule
+        self.report = RunReport(
+            plan_shapes(
+                segments,
+                batch_samples=int(self.cfg.batch_seconds * self.model.sample_rate),
+                largest=cutting.samples[0],
+                compile_samples=int(compile_flops / flops_per_sample(self.model)),
+                row_multiple=self._mesh.size,
             )
-            segments += [w.stop - w.start for w in windows]
+        )
         order = sorted(lengths, key=lambda index: (-lengths[index], index))
-        return segments, frozenset(long), order
+        source = decode(clips, order, self.model, cutting, threads)
+        forward = partial(self._dispatch, outputs=tuple(outputs), layer=layer)
+        yield from _one_behind(self._batches(source, self.report.shapes), forward, self._finish)
 
     def _batches(
         self, source: Iterator[Segment | Failure], shapes: tuple[Shape, ...]
@@ -167,7 +147,7 @@ class Engine:
                 continue
             # A header may have promised less than was decoded: such a clip gets the longest shape.
             fitting = [shape for shape in shapes if shape.samples >= len(item.audio)]
-            shape = fitting[0] if fitting else Shape(self.window_samples, self._mesh.size)
+            shape = fitting[0] if fitting else Shape(self.cfg.cutting.samples[0], self._mesh.size)
             rows = waiting.setdefault(shape, [])
             rows.append(item)
             if len(rows) == shape.rows:
@@ -189,7 +169,7 @@ class Engine:
             n = samples[row] = len(segment.audio)
             audio[row, :n] = segment.audio
             statistics[row] = segment.statistics
-            keep[row] = segment.window.first, segment.window.last
+            keep[row] = segment.kept.first, segment.kept.last
         arrays = jax.device_put((audio, samples, statistics, keep), self._rows)
         function = self._compile(shape, outputs, layer, arrays)
         self.report.batches += 1
@@ -214,18 +194,18 @@ class Engine:
         segments, results = work
         host = {name: np.asarray(value) for name, value in results.items()}
         for row, segment in enumerate(segments):
-            w = segment.window
+            kept = segment.kept
             values = {
-                name: value[row, w.first : w.last] if name.startswith("frame") else value[row]
+                name: value[row, kept.first : kept.last] if name.startswith("frame") else value[row]
                 for name, value in host.items()
             }
             if not all(np.isfinite(value).all() for value in values.values()):
                 message = "the model gives values that are not finite; check the checkpoint"
                 yield Failure(segment.index, "not finite", message)
                 continue
-            last = w.offset + w.last - w.first >= segment.frames
+            last = kept.offset + kept.last - kept.first >= segment.frames
             yield Piece(
-                segment.index, w, segment.windows, segment.samples, segment.frames, last, values
+                segment.index, kept, segment.windows, segment.samples, segment.frames, last, values
             )
 
 

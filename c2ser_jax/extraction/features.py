@@ -41,11 +41,11 @@ class Assembler:
         """float32 [T, D], [D] or [E, D] when the piece is its clip's last, else None."""
         value = piece.values[self.output]
         if self._first is not None:
-            value = value[: max(0, self._first - piece.window.offset)]
+            value = value[: max(0, self._first - piece.kept.offset)]
         if piece.windows > 1:
             value = value.copy()  # not a view that keeps the whole batch alive
         parts = self._parts.setdefault(piece.index, [])
-        parts.append((piece.window.last - piece.window.first, value))
+        parts.append((piece.kept.last - piece.kept.first, value))
         if not piece.last:
             return None
         del self._parts[piece.index]
@@ -102,7 +102,7 @@ def extract_features(
             shape = (item.frames, values.shape[1])
             if item.index not in open_files:
                 open_files[item.index] = store.open_frames(clip.id, shape)
-            store.write(open_files[item.index], item.window.offset, values)
+            store.write(open_files[item.index], item.kept.offset, values)
             if not item.last:
                 continue
             store.commit(open_files.pop(item.index), row)
