@@ -11,7 +11,12 @@ import sys
 from pathlib import Path
 
 from c2ser_jax.errors import UserError, run_command
+from c2ser_jax.training.checkpoint import write_model
+from conversions.emotion2vec_import import Options, prepare
+from conversions.engine import elements
+from conversions.export import export
 from conversions.reader import open_checkpoint
+from conversions.verify import verify
 
 FAMILIES = ("emotion2vec",)
 
@@ -43,15 +48,9 @@ def _convert(arguments: list[str]) -> int:
     source, target = options.source, options.target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty directory; give another --to")
-    checkpoint = open_checkpoint(source)
-
-    from c2ser_jax.training.checkpoint import write_model
-    from conversions.emotion2vec_import import Options, prepare
-    from conversions.engine import elements
-
     normalize = None if options.normalize_waveform is None else options.normalize_waveform == "true"
     wanted = Options(options.config, options.tokens, normalize, options.licence)
-    prepared = prepare(checkpoint, wanted)
+    prepared = prepare(open_checkpoint(source), wanted)
     write_model(
         target, prepared.description, prepared.plan.leaves(), carried=prepared.carrier.leaves()
     )
@@ -69,9 +68,6 @@ def _export(arguments: list[str]) -> int:
     parser = _parser("export ", "writes a model directory back in its source's layout")
     _paths(parser, "model directory", "file to create (.pt or .safetensors)")
     options = parser.parse_args(arguments)
-
-    from conversions.export import export
-
     print(export(options.source, options.target))
     return 0
 
@@ -81,11 +77,7 @@ def _verify(arguments: list[str]) -> int:
     _paths(parser, "checkpoint file", "model directory made of it")
     parser.add_argument("--seed", type=int, default=0, help="seed of the test waveform")
     options = parser.parse_args(arguments)
-    checkpoint = open_checkpoint(options.source)
-
-    from conversions.verify import verify
-
-    return verify(checkpoint, options.target, options.seed)
+    return verify(open_checkpoint(options.source), options.target, options.seed)
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -9,8 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from c2ser_jax.models.data2vec import Data2VecConfig
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from c2ser_jax.models.data2vec import Data2VecConfig, Decoder
+from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecClassifier
 from c2ser_jax.models.emotion2vec_config import Emotion2VecConfig
+from c2ser_jax.training.checkpoint import flatten
 from conversions.conv_spec import published_strides
 from conversions.engine import Rule, Table, convolution, linear, unit_axes
 from conversions.tensors import LazyTensor
@@ -186,14 +192,6 @@ def target_shapes(
     cfg: Emotion2VecConfig, classes: int | None, pretraining: Data2VecConfig | None
 ) -> dict[str, tuple[int, ...]]:
     """{"encoder/…": shape} of the model's own parameters, from tracing it with shapes alone."""
-    import flax.linen as nn
-    import jax
-    import jax.numpy as jnp
-
-    from c2ser_jax.models.data2vec import Decoder
-    from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecClassifier
-    from c2ser_jax.training.checkpoint import flatten
-
     samples = cfg.receptive_samples
 
     def create() -> dict[str, Any]:

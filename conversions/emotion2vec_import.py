@@ -19,6 +19,7 @@ from conversions.emotion2vec import (
     target_shapes,
 )
 from conversions.emotion2vec_config import (
+    MAX_CONFIG_BYTES,
     encoder_config,
     pretraining_config,
     read_yaml,
@@ -83,13 +84,17 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:
             f"among its {len(tensors)} tensors"
         )
     place, document = _config_document(path, options.config)
-    source = source_config(checkpoint.tree, document, place)
+    if checkpoint.format == "safetensors":
+        own = {name: _own_note(checkpoint, name) for name in ("cfg", "labels")}
+    else:
+        own = checkpoint.tree if isinstance(checkpoint.tree, dict) else {}
+    source = source_config(own, document, place)
     cfg, notes = encoder_config(source, parts.encoder, options.normalize)
     pretraining = None
     if parts.decoder is not None:
         pretraining, more = pretraining_config(source, parts.decoder)
         notes |= more
-    labels, tokens = _labels(checkpoint, options.tokens, parts.classes)
+    labels, tokens = _labels(path, own.get("labels"), options.tokens, parts.classes)
     _check_depths(path, source.place, cfg, parts.encoder)
     made = plan(
         TABLE,
@@ -149,19 +154,28 @@ def state_dict_of(checkpoint: Checkpoint) -> tuple[tuple[str, ...], dict[str, An
 
 
 def _config_document(path: Path, named: Path | None) -> tuple[str, Any]:
-    """(where from, parsed YAML or None): --config, else a config.yaml of this model beside it."""
+    """(where from, parsed file or None): --config, else a config of such a model beside it."""
     if named is not None:
         return str(named), read_yaml(named)
-    beside = path.parent / "config.yaml"
-    if beside.is_file():
-        document = read_yaml(beside)
-        if isinstance(document, dict) and isinstance(document.get("model_conf"), dict):
-            return beside.name, document
+    for beside in (path.parent / "config.yaml", path.parent / "config.json"):
+        if beside.is_file():
+            document = read_yaml(beside)
+            if isinstance(document, dict) and isinstance(document.get("model_conf"), dict):
+                return beside.name, document
     return "", None
 
 
+def _own_note(checkpoint: Checkpoint, name: str) -> Any:
+    """A JSON value from a safetensors file's metadata (our exports say `cfg` and `labels`)."""
+    try:
+        text = checkpoint.notes.get(name, "null")
+        return json.loads(text) if len(text) <= MAX_CONFIG_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+
+
 def _labels(
-    checkpoint: Checkpoint, named: Path | None, classes: int | None
+    path: Path, own: Any, named: Path | None, classes: int | None
 ) -> tuple[list[str] | None, list[str] | None]:
     """(English labels, the file's own tokens) of a classifier, (None, None) without a head.
 
@@ -169,9 +183,7 @@ def _labels(
     """
     if classes is None:
         return None, None
-    path = checkpoint.path
     place = named or next((p for p in _beside(path) if p.is_file()), None)
-    own = checkpoint.tree.get("labels") if isinstance(checkpoint.tree, dict) else None
     if place is not None:
         tokens = _read_tokens(place)
     elif isinstance(own, list) and all(isinstance(label, str) for label in own):

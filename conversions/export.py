@@ -1,6 +1,8 @@
 """Writes a model directory back in its source's layout; one trained here, in upstream's."""
 
+import dataclasses
 import json
+import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from c2ser_jax.errors import UserError
+from c2ser_jax.models.emotion2vec_config import Emotion2VecConfig
 from c2ser_jax.training.checkpoint import (
     ModelDescription,
     flatten,
@@ -43,7 +46,7 @@ def export(directory: Path, file: Path) -> str:
         for key in state_path:
             state = state[key]
         tensors = {str(k): v for k, v in state.items() if isinstance(v, OutTensor)}
-        write_flat(file, tensors, notes.get("metadata") or {})
+        write_flat(file, tensors, _metadata(directory, notes))
         return f"wrote {file}: {len(tensors)} tensors of the state dict, nothing else"
     except OSError as error:
         raise UserError(f"{file} can't be written: {error.strerror or error}") from error
@@ -68,10 +71,10 @@ def source_layout(directory: Path) -> tuple[Any, dict[str, Any], tuple[str, ...]
                 f"{directory} lacks the parameter that {name} {list(shape)} came from; its "
                 "params.safetensors and carried.safetensors don't belong together"
             )
-        return OutTensor(shape, dtype, lambda: np.asarray(part).astype(dtype))
+        return _from_disk(part, dtype)
 
     def keep(name: str, array: np.ndarray) -> OutTensor:
-        return kept.setdefault(name, OutTensor(array.shape, array.dtype, lambda: array))
+        return kept.setdefault(name, _from_disk(array, array.dtype))
 
     tree, notes = read_tree(carried, weight, keep, str(directory))
     state_path = notes.get("state_path")
@@ -90,12 +93,49 @@ def _upstream_tree(description: ModelDescription, params: Mapping[str, np.ndarra
             part = match.within(leaf, shape)
             if part is not None:
                 full = name if name.startswith("proj.") else prefix + name
-                state[full] = OutTensor(shape, part.dtype, lambda part=part: np.asarray(part))
-    cfg = upstream_config(description.model, description.extra.get("pretraining"), is_classifier)
-    tree: dict[str, Any] = {"args": None, "cfg": cfg, "model": state}
+                state[full] = _from_disk(part, part.dtype)
+    tree: dict[str, Any] = {"args": None, "cfg": _upstream_cfg(description), "model": state}
     if description.labels:
         tree["labels"] = description.extra.get("label_tokens") or description.labels
     return tree
+
+
+def _upstream_cfg(description: ModelDescription) -> dict[str, Any]:
+    try:
+        model = dataclasses.asdict(Emotion2VecConfig.from_dict(description.model))
+        is_classifier = description.kind == "emotion2vec_classifier"
+        return upstream_config(model, description.extra.get("pretraining"), is_classifier)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the model's config.json is damaged ({error}); convert it again"
+        ) from error
+
+
+def _metadata(directory: Path, notes: Mapping[str, Any]) -> dict[str, str]:
+    """What a safetensors file says about itself: the source's notes, our config and labels."""
+    description = read_description(directory)
+    stored = notes.get("metadata")
+    metadata = {str(k): str(v) for k, v in stored.items()} if isinstance(stored, dict) else {}
+    metadata["cfg"] = json.dumps(_upstream_cfg(description))
+    if description.labels:
+        tokens = description.extra.get("label_tokens") or description.labels
+        metadata["labels"] = json.dumps(tokens, ensure_ascii=False)
+    return metadata
+
+
+def _from_disk(part: np.ndarray, dtype: np.dtype) -> OutTensor:
+    """A tensor read from a mapped file; the pages are given back once it was read."""
+
+    def make() -> np.ndarray:
+        values = np.array(part, dtype, order="C")
+        owner: Any = part
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            owner.madvise(mmap.MADV_DONTNEED)
+        return values
+
+    return OutTensor(part.shape, np.dtype(dtype), make)
 
 
 def write_flat(path: Path, tensors: dict[str, OutTensor], metadata: dict[str, str]) -> None:

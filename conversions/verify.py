@@ -7,9 +7,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from c2ser_jax.errors import UserError
+from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecConfig
 from c2ser_jax.training.checkpoint import read_description, read_params
 from conversions.emotion2vec import AUDIO, plain_name
 from conversions.emotion2vec_import import state_dict_of
@@ -81,10 +83,6 @@ def _equal(source: LazyTensor, exported: OutTensor) -> bool:
 
 def _our_features(directory: Path, waveform: np.ndarray) -> np.ndarray:
     """Frames float32[T, D] of our encoder for float32[N]."""
-    import jax
-
-    from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecConfig
-
     cfg = Emotion2VecConfig.from_dict(read_description(directory).model)
     params = read_params(directory)["encoder"]
     lengths = np.array([len(waveform)], np.int32)
