@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         "dtype": model.config.dtype,
     }
     store = FeatureStore(arguments.output, settings, resume=arguments.resume)
-    todo = [Clip(u) for u in utterances if not store.finished(u.id, u.path)]
+    todo = [Clip.of(u) for u in utterances if not store.finished(u.id, u.path)]
     hidden = arguments.no_progress or not sys.stderr.isatty()
     with tqdm(total=len(todo), unit="file", disable=hidden, file=sys.stderr) as bar:
         failed = extract_features(

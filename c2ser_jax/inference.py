@@ -313,7 +313,7 @@ def _clip(item: Any, rate: int | None, place: int) -> Clip:
     if isinstance(item, Clip):
         return item
     if isinstance(item, Utterance):
-        return Clip(item)
+        return Clip.of(item)
     if isinstance(item, str | os.PathLike):
         return Clip.of_file(os.fspath(item))
     if isinstance(item, Mapping) and "array" in item and "sampling_rate" in item:
@@ -321,7 +321,7 @@ def _clip(item: Any, rate: int | None, place: int) -> Clip:
     if hasattr(item, "read"):
         stream: Any = item
         name = str(getattr(item, "name", f"file {place}"))
-        return Clip(Utterance(name, ""), read_audio(stream))
+        return Clip(name, audio=read_audio(stream))
     if not hasattr(item, "__array__"):
         raise UserError(
             f"cannot take audio from a {type(item).__name__}; give a path, or an array with rate="

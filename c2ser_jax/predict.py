@@ -77,7 +77,7 @@ def collect_clips(files: Sequence[str]) -> "Iterator[Clip]":
 
     for name in files:
         if Path(name).is_dir() or Path(name).suffix.lower() in _LISTS:
-            yield from (Clip(utterance) for utterance in read_manifest(name))
+            yield from map(Clip.of, read_manifest(name))
         else:
             yield Clip.of_file(name)
 

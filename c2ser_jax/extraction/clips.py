@@ -30,38 +30,41 @@ _LONGEST_SAMPLES = SAMPLE_RATE * 3600 * 100
 
 @dataclass(frozen=True)
 class Clip:
-    """An utterance to be read when its turn comes, or its samples float32[N] at 16 kHz."""
+    """A file, or a piece of one, to be read in its turn; or samples float32[N] at 16 kHz."""
 
-    utterance: Utterance
+    id: str
+    utterance: Utterance | None = None
     audio: np.ndarray | None = None
 
     @property
-    def id(self) -> str:
-        """The utterance's id."""
-        return self.utterance.id
-
-    @property
     def path(self) -> str:
-        """The utterance's file, empty for samples."""
-        return self.utterance.path
+        """The file, empty for samples."""
+        return self.utterance.path if self.utterance else ""
+
+    @classmethod
+    def of(cls, utterance: Utterance) -> "Clip":
+        """What a row of a manifest names."""
+        return cls(utterance.id, utterance)
 
     @classmethod
     def of_file(cls, path: str) -> "Clip":
         """A whole file, named by its path."""
-        return cls(Utterance(path, path))
+        return cls(path, Utterance(path, path))
 
     @classmethod
     def of_array(cls, clip_id: str, samples: Any, rate: int) -> "Clip":
         """Samples at `rate` Hz; raises `UserError` when they are unusable."""
-        return cls(Utterance(clip_id, ""), from_array(samples, rate, name=clip_id))
+        return cls(clip_id, audio=from_array(samples, rate, name=clip_id))
 
     def estimate(self) -> int:
         """Samples at 16 kHz by the header alone; raises `BadAudio`."""
         if self.audio is not None:
             return len(self.audio)
-        info, end = probe_audio(self.path), self.utterance.end
+        assert self.utterance is not None
+        start, end = self.utterance.start or 0.0, self.utterance.end
+        info = probe_audio(self.path)
         stop = info.seconds if end is None else min(info.seconds, end)
-        samples = round((stop - (self.utterance.start or 0.0)) * SAMPLE_RATE)
+        samples = round((stop - start) * SAMPLE_RATE)
         if info.rate != SAMPLE_RATE:
             samples += 2  # the resampler may round up
         return min(_LONGEST_SAMPLES, max(0, samples))
@@ -168,7 +171,7 @@ def decode(
     order = list(order)
     settings = dataclasses.asdict(cutting)
     # Copies, so that an utterance given twice keeps its two places.
-    rows = {i: dataclasses.replace(clips[i].utterance) for i in order}
+    rows = {i: dataclasses.replace(clips[i].utterance or Utterance(clips[i].id, "")) for i in order}
     place = {id(row): i for i, row in rows.items()}
     for index in order:
         audio = clips[index].audio
