@@ -6,39 +6,45 @@ A file read in blocks gives the same samples, bit by bit, as the file read at on
 """
 
 import hashlib
-import io
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 
+from c2ser_jax.data.opening import (
+    REASONS,
+    AudioFile,
+    BadAudio,
+    audio_name,
+    error_text,
+    open_audio,
+)
 from c2ser_jax.errors import UserError
+
+__all__ = [
+    "MIN_SAMPLES",
+    "REASONS",
+    "SAMPLE_RATE",
+    "AudioFile",
+    "AudioInfo",
+    "AudioScan",
+    "BadAudio",
+    "RunningScan",
+    "audio_sha256",
+    "from_array",
+    "probe_audio",
+    "read_audio",
+    "scan_audio",
+    "stream_audio",
+]
 
 SAMPLE_RATE = 16_000
 MIN_SAMPLES = 400  # one frame of the encoder: 25 ms
-REASONS = ("missing", "empty", "unreadable", "too short", "not finite", "silent")
-
 _BLOCK_VALUES = 1 << 20  # values decoded at a time, over all channels: 4 MiB of float32
-_SLOPPY_BYTES = 256  # some writers count their own header as samples
 _SILENT_RANGE = 2.0**-16  # half a step of 16-bit audio
-
-AudioFile = str | os.PathLike[str] | IO[bytes]
-
-
-class BadAudio(UserError):
-    """An audio file that cannot be used; `reason` is one of `REASONS`."""
-
-    def __init__(self, name: str, reason: str, detail: str):
-        super().__init__(f"{name}: {detail}")
-        self.name, self.reason, self.detail = name, reason, detail
-
-    def __reduce__(self):
-        return BadAudio, (self.name, self.reason, self.detail)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class RunningScan:
 
 def probe_audio(source: AudioFile) -> AudioInfo:
     """Reads the header only; `BadAudio` when the file is missing, empty, unreadable or cut off."""
-    with _opened(source) as (file, _):
+    with open_audio(source) as (file, _):
         return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.frames)
 
 
@@ -127,7 +133,7 @@ def read_audio(
     `start_seconds` and `end_seconds` cut a piece; `channel` (from 1) picks one channel instead of
     the mean of all. Raises `BadAudio` with its reason; silence only when `allow_silent` is False.
     """
-    name = _name(source)
+    name = audio_name(source)
     blocks = list(
         stream_audio(source, start_seconds=start_seconds, end_seconds=end_seconds, channel=channel)
     )
@@ -152,7 +158,7 @@ def stream_audio(
     Memory stays below about 20 MiB at any length, rate and channel count. A file whose header
     promises more than it holds, or with NaN or infinite samples, raises `BadAudio` on the way.
     """
-    with _opened(source) as (file, name):
+    with open_audio(source) as (file, name):
         rate = file.samplerate
         if channel is not None and not 1 <= channel <= file.channels:
             raise BadAudio(
@@ -201,7 +207,7 @@ def scan_audio(
     allow_silent: bool = True,
 ) -> AudioScan:
     """Decodes once in bounded memory and returns length, statistics and checksum."""
-    scan = RunningScan(_name(source))
+    scan = RunningScan(audio_name(source))
     for block in stream_audio(
         source, start_seconds=start_seconds, end_seconds=end_seconds, channel=channel
     ):
@@ -245,78 +251,12 @@ def _int16(audio: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(audio * np.float32(32768)), -32768, 32767).astype("<i2")
 
 
-def _name(source: AudioFile) -> str:
-    if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
-    return str(getattr(source, "name", "audio"))
-
-
-@contextmanager
-def _opened(source: AudioFile) -> Iterator[tuple[soundfile.SoundFile, str]]:
-    """Opens for decoding; every way to fail becomes a `BadAudio`."""
-    name = _name(source)
-    if isinstance(source, str | os.PathLike):
-        try:
-            stream = open(source, "rb")
-        except FileNotFoundError:
-            detail = "there is no such file; check the list and the folder its paths start from"
-            raise BadAudio(name, "missing", detail) from None
-        except OSError as error:
-            detail = f"cannot be opened ({error.strerror}); give a readable audio file"
-            raise BadAudio(name, "unreadable", detail) from None
-    else:
-        stream = source
-    try:
-        size = stream.seek(0, io.SEEK_END)
-        stream.seek(0)
-        if size == 0:
-            raise BadAudio(name, "empty", "the file has 0 bytes; copy or record it again")
-        lost = _missing_wav_bytes(stream, size)
-        if lost > _SLOPPY_BYTES:
-            detail = f"cut off: the header promises {lost} bytes more than the file holds"
-            raise BadAudio(name, "unreadable", f"{detail}; copy it again")
-        stream.seek(0)
-        try:
-            opened: Any = stream if stream is source else name  # a path decodes without the GIL
-            file = soundfile.SoundFile(opened)
-        except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
-            detail = f"not readable as audio ({_cause(error)}); give wav, flac, ogg or mp3"
-            raise BadAudio(name, "unreadable", detail) from None
-        with file:
-            if file.frames <= 0:
-                if file.format == "OGG":
-                    raise BadAudio(name, "unreadable", "cut off: no end found; copy it again")
-                raise BadAudio(name, "empty", "the file has no samples; copy or record it again")
-            yield file, name
-    finally:
-        if stream is not source:
-            stream.close()
-
-
-def _missing_wav_bytes(stream: IO[bytes], size: int) -> int:
-    """How many bytes of samples a WAV header promises beyond the end of the file (else 0)."""
-    head = stream.read(12)
-    if head[:4] not in (b"RIFF", b"RIFX") or head[8:] != b"WAVE":
-        return 0
-    order = "little" if head[:4] == b"RIFF" else "big"
-    place = 12
-    while place + 8 <= size:
-        stream.seek(place)
-        chunk = stream.read(8)
-        length = int.from_bytes(chunk[4:], order)
-        if chunk[:4] == b"data":
-            streamed = length >= 0x7FFFF000  # written to a pipe: the length was never filled in
-            return 0 if streamed else max(0, place + 8 + length - size)
-        place += 8 + length + length % 2
-    return 0
-
-
 def _decode(file: soundfile.SoundFile, frames: int, name: str) -> np.ndarray:
     """Next float32[M, C]."""
     try:
         return file.read(frames, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        detail = f"damaged: decoding stops ({_cause(error)}); copy it again"
+        detail = f"damaged: decoding stops ({error_text(error)}); copy it again"
         raise BadAudio(name, "unreadable", detail) from None
 
 
@@ -348,8 +288,3 @@ def _check_length(samples: int, least: int, name: str) -> None:
     if samples < least:
         detail = f"{samples / SAMPLE_RATE:.4f} s is too short; at least {least / SAMPLE_RATE} s"
         raise BadAudio(name, "too short", f"{detail} are needed")
-
-
-def _cause(error: Exception) -> str:
-    text = str(getattr(error, "error_string", error)) or type(error).__name__
-    return text.strip().rstrip(".:") or "unknown format"

@@ -117,11 +117,12 @@ class TrainingData:
             edges = bucket_edges(self._lengths, cfg.buckets)
         else:
             edges = [round(seconds * SAMPLE_RATE) for seconds in cfg.bucket_seconds]
+        enough = -(-len(self.rows) // cfg.row_multiple) * cfg.row_multiple
         rows = bucket_rows(
             edges,
             round(cfg.batch_seconds * SAMPLE_RATE),
             row_multiple=cfg.row_multiple,
-            max_rows=cfg.max_rows,
+            max_rows=min(cfg.max_rows or enough, enough),
         )
         self.plan = BatchPlan(self._lengths, edges, rows, seed=seed, **self._grouping())
 

@@ -108,7 +108,7 @@ def listed(folder: str | Path) -> list[Utterance]:
         path = PurePath(row.path)
         parsed = _PARSERS[corpus](path) if corpus in _PARSERS else None
         speaker = _SPEAKERS[corpus](path) if corpus in _SPEAKERS else None
-        extra = {"code": code} if row.channel in (None, 1) else row.extra
+        extra = {"code": code} | ({} if row.channel is None else {"channel": row.channel})
         result.append(
             Utterance(
                 key,
