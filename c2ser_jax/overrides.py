@@ -1,4 +1,4 @@
-"""Typed command-line overrides of a frozen dataclass: `--a.b value`, checked before anything runs."""
+"""Typed command-line overrides of a frozen dataclass: `--a.b value`, checked before a run starts."""
 
 import contextlib
 import dataclasses
@@ -27,9 +27,7 @@ def apply_overrides(config: Config, arguments: Sequence[str]) -> Config:
     """
     arguments = [_with_underscores(argument) for argument in arguments]
     if any(argument in ("-h", "--help") for argument in arguments):
-        tyro.cli(
-            type(config), default=config, args=["--help"], config=_STYLE, use_underscores=True
-        )
+        tyro.cli(type(config), default=config, args=["--help"], config=_STYLE, use_underscores=True)
     overrides = _split(arguments)
     known = field_paths(config)
     for path, _ in overrides:

@@ -1,0 +1,140 @@
+"""The run: one frozen dataclass composed of each part's own config, loaded from a Python file.
+
+A config file defines `get_config()` and returns a `RunConfig`. Stages run in the order of their
+fields; each starts from the encoder that the one before it left.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from c2ser_jax.data.pipeline import DataConfig
+from c2ser_jax.data.synthetic import SyntheticConfig
+from c2ser_jax.errors import UserError
+from c2ser_jax.models.emotion2vec import Emotion2VecConfig
+from c2ser_jax.overrides import apply_overrides
+from c2ser_jax.parallel.mesh import MeshConfig
+from c2ser_jax.tasks.classify import ClassifyConfig
+from c2ser_jax.tasks.pretrain import PretrainConfig
+from c2ser_jax.tasks.probe import ProbeConfig
+from c2ser_jax.training.loop import LoopConfig
+from c2ser_jax.training.optimizer import OptimizerConfig
+
+CorpusName = Literal[
+    "synthetic", "manifest", "emodb", "ravdess", "cremad", "urdu", "turevdb", "savee"
+]
+StageName = Literal["pretrain", "classify", "probe"]
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Which utterances a run sees and how they are divided into training, development and test."""
+
+    corpus: CorpusName = "synthetic"
+    """A corpus that has a preparer, any `manifest`, or the embedded `synthetic` speech."""
+    root: str = ""
+    """Folder of the corpus, or the folder that relative paths of the manifest start from."""
+    manifest: str = ""
+    """For `manifest`: the list of utterances."""
+    protocol: Literal["speakers", "loso", "lists"] = "speakers"
+    """`speakers`: one speaker-disjoint split; `loso`: one speaker left out; `lists`: EmoBox folds."""
+    lists: str = ""
+    """For `lists`: the folder with fold_1, fold_2, … of EmoBox."""
+    folds: tuple[str, ...] = ()
+    """Names of the folds to run; empty runs all."""
+    labels: tuple[str, ...] = ()
+    """Label set in class order; empty takes the corpus's labels in alphabetical order."""
+    test_share: float = 0.25
+    """For `speakers`: share of the speakers held out for the test."""
+    development: bool = True
+    """Keep development utterances (another training speaker's) out of training."""
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+    def __post_init__(self):
+        if self.corpus == "manifest" and not self.manifest:
+            raise UserError("data.corpus is 'manifest' but data.manifest names no file; set it")
+        if self.corpus != "synthetic" and self.protocol == "lists" and not self.lists:
+            raise UserError("data.protocol is 'lists' but data.lists names no folder; set it")
+        if not 0.0 < self.test_share < 1.0:
+            raise UserError(f"data.test_share is {self.test_share}; it must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class PretrainStage:
+    """Emotion2Vec-S pretraining: frame, utterance and category losses."""
+
+    task: PretrainConfig = field(default_factory=PretrainConfig)
+    batches: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True)
+class ClassifyStage:
+    """Supervised fine-tuning of the encoder with a linear head, as emotion2vec+."""
+
+    task: ClassifyConfig = field(default_factory=ClassifyConfig)
+    batches: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result; stored as config.json in the work directory."""
+
+    name: str = "run"
+    seed: int = 0
+    initial: str = ""
+    """Model directory whose encoder the first stage starts from; empty: from nothing."""
+    stages: tuple[StageName, ...] = ()
+    """Stages to run, of those that the file configures; empty runs them all."""
+    encoder: Emotion2VecConfig = field(default_factory=Emotion2VecConfig)
+    data: CorpusConfig = field(default_factory=CorpusConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    pretrain: PretrainStage | None = None
+    classify: ClassifyStage | None = None
+    probe: ProbeConfig | None = None
+
+    def __post_init__(self):
+        missing = [stage for stage in self.stages if getattr(self, stage) is None]
+        if missing:
+            raise UserError(
+                f"stages asks for {', '.join(missing)}, which this config file does not configure; "
+                f"it has {', '.join(self.configured_stages()) or 'no stage'}"
+            )
+
+    def configured_stages(self) -> tuple[StageName, ...]:
+        """Names of the stages that this run executes, in order."""
+        order: tuple[StageName, ...] = ("pretrain", "classify", "probe")
+        there = tuple(stage for stage in order if getattr(self, stage) is not None)
+        return tuple(stage for stage in there if stage in self.stages) if self.stages else there
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The `RunConfig` of a config file (with or without .py) with command-line overrides applied.
+
+    Config files are the user's own code and are imported; checkpoints and data never are.
+
+    Raises:
+      UserError: no such file, no `get_config`, or an override that does not fit.
+    """
+    return apply_overrides(_import_config(Path(path)), overrides)
+
+
+def _import_config(path: Path) -> RunConfig:
+    file = path if path.suffix == ".py" else path.with_suffix(".py")
+    if not file.is_file():
+        raise UserError(f"there is no config file {file}; configs/ holds examples")
+    spec = importlib.util.spec_from_file_location(f"c2ser_jax_config_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{file} defines no get_config(); it must return a RunConfig")
+    config = module.get_config()
+    if not isinstance(config, RunConfig):
+        raise UserError(f"get_config() of {file} returned {type(config).__name__}, not a RunConfig")
+    return config

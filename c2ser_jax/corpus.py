@@ -1,0 +1,72 @@
+"""From a run's `data` section to audio, labels and folds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from c2ser_jax.config import CorpusConfig
+from c2ser_jax.data import splits
+from c2ser_jax.data.labels import label_set
+from c2ser_jax.data.manifest import Utterance, read_manifest
+from c2ser_jax.data.sources import FileSource, MemorySource, Source
+from c2ser_jax.data.synthetic import synthesize
+from c2ser_jax.errors import UserError
+
+
+def read_corpus(cfg: CorpusConfig) -> Source:
+    """Every utterance of the corpus, with its audio at hand.
+
+    Raises:
+      UserError: the corpus or list is not where the config says, or is empty.
+    """
+    if cfg.corpus == "synthetic":
+        return MemorySource(synthesize(cfg.synthetic))
+    if cfg.corpus == "manifest":
+        return FileSource(read_manifest(cfg.manifest, root=cfg.root or None))
+    if not cfg.root:
+        raise UserError(f"data.corpus is {cfg.corpus!r}: name its folder with --data.root DIR")
+    from c2ser_jax.data import corpora
+
+    return FileSource(corpora.prepare(cfg.corpus, Path(cfg.root)))
+
+
+def corpus_labels(cfg: CorpusConfig, source: Source) -> list[str]:
+    """The label set in class order: the config's, or all labels of the corpus alphabetically."""
+    labels = list(cfg.labels) or label_set(u.label for u in source.utterances)
+    if not labels:
+        raise UserError(
+            "no utterance of the corpus has a label, so nothing can be scored; give data.labels "
+            "to pretrain without labels"
+        )
+    return labels
+
+
+def make_folds(cfg: CorpusConfig, source: Source, seed: int) -> list[splits.Fold]:
+    """The folds of the protocol, those that `data.folds` names or all.
+
+    Raises:
+      UserError: speakers are unknown, lists are missing, or a named fold does not exist.
+    """
+    utterances = list(source.utterances)
+    if cfg.protocol == "loso":
+        folds = splits.leave_one_speaker_out(utterances, seed=seed)
+    elif cfg.protocol == "lists":
+        folds = splits.emobox_folds(utterances, cfg.lists)
+    else:
+        folds = [splits.speaker_disjoint_split(utterances, test_share=cfg.test_share, seed=seed)]
+    if not cfg.development:
+        folds = [splits.Fold(f.name, [*f.train, *f.dev], [], f.test) for f in folds]
+    if not cfg.folds:
+        return folds
+    by_name = {fold.name: fold for fold in folds}
+    unknown = [name for name in cfg.folds if name not in by_name]
+    if unknown:
+        raise UserError(f"there is no fold {unknown[0]!r}; the folds are {', '.join(by_name)}")
+    return [by_name[name] for name in cfg.folds]
+
+
+def source_of(source: Source, utterances: Sequence[Utterance]) -> Source:
+    """The part of a source that holds these utterances (with the labels given here)."""
+    if isinstance(source, FileSource):
+        return FileSource(utterances)
+    places = {u.id: place for place, u in enumerate(source.utterances)}
+    return MemorySource([(u, source.load(places[u.id])[0]) for u in utterances])

@@ -1,0 +1,92 @@
+"""Executes a run: every fold's stages, then one report over all folds per scored stage."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from c2ser_jax.config import RunConfig
+from c2ser_jax.corpus import corpus_labels, make_folds, read_corpus
+from c2ser_jax.errors import UserError
+from c2ser_jax.evaluation.probe_result import FoldResult, ProbeResult, gather_folds
+from c2ser_jax.evaluation.report import write_text
+from c2ser_jax.overrides import to_json
+from c2ser_jax.parallel.distributed import is_main_process
+from c2ser_jax.parallel.mesh import make_mesh
+from c2ser_jax.stages import FoldRun, Stopped, run_fold
+
+Say = Callable[[str], None]
+
+
+def execute(
+    run: RunConfig, workdir: Path, *, progress: bool | None = None, say: Say = print
+) -> dict[str, ProbeResult] | None:
+    """Runs all folds; returns the scores by stage, or None when a signal stopped the run.
+
+    Writes `config.json`, per fold what `stages` says (without a folder level when there is one
+    fold), and per scored stage `<stage>/metrics.json`, `predictions.jsonl`, `confusion.png`,
+    `report.md`.
+
+    Raises:
+      UserError: the config does not fit the corpus, or the folder holds another run.
+    """
+    if not run.configured_stages():
+        raise UserError(
+            f"the run {run.name!r} configures no stage; give pretrain, classify or probe"
+        )
+    mesh = make_mesh(run.mesh)
+    source = read_corpus(run.data)
+    labels = corpus_labels(run.data, source)
+    folds = make_folds(run.data, source, run.seed)
+    _record(run, workdir)
+    scores: dict[str, list[FoldResult]] = {}
+    for fold in folds:
+        folder = workdir / fold.name if len(folds) > 1 else workdir
+        context = FoldRun(run, fold, source, labels, folder, mesh, progress, say)
+        try:
+            found = run_fold(context)
+        except Stopped:
+            say("stopped by a signal; everything is saved and the same command goes on")
+            return None
+        for stage, result in found.items():
+            scores.setdefault(stage, []).append(result)
+            say(
+                f"{fold.name} {stage}: UA {result.metrics['ua']:.1%}, WA {result.metrics['wa']:.1%}"
+            )
+    results = {stage: _report(run, stage, found, labels, workdir, say)
+               for stage, found in scores.items()}  # fmt: skip
+    say(f"everything is in {workdir}")
+    return results
+
+
+def _report(
+    run: RunConfig, stage: str, found: list[FoldResult], labels: list[str], workdir: Path, say: Say
+) -> ProbeResult:
+    settings = to_json(getattr(run, stage))
+    result = gather_folds(found, labels, [], {**settings, "seed": run.seed})
+    if is_main_process():
+        result.write(workdir / stage, title=f"{run.name}: {stage}")
+    say(f"\n{stage} on held-out test data\n\n{result.table()}\n")
+    return result
+
+
+def _record(run: RunConfig, workdir: Path) -> None:
+    """Stores the resolved config, or refuses a folder that holds another run."""
+    path, resolved = workdir / "config.json", json.loads(json.dumps(to_json(run)))
+    if path.exists():
+        before = json.loads(path.read_text("utf-8"))
+        if before != resolved:
+            raise UserError(
+                f"{workdir} holds a run with another {_difference(before, resolved)}; "
+                "give another --workdir, or the settings of that run to go on with it"
+            )
+    elif is_main_process():
+        write_text(path, json.dumps(resolved, indent=1, ensure_ascii=False) + "\n")
+
+
+def _difference(before: object, now: object, path: str = "") -> str:
+    """The first setting in which two stored configs differ: "a.b (1 there, 2 now)"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in [*before, *now]:
+            if before.get(name) != now.get(name):
+                return _difference(before.get(name), now.get(name), f"{path}.{name}".strip("."))
+    return f"{path} ({before!r:.60} there, {now!r:.60} now)"

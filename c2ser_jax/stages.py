@@ -1,0 +1,248 @@
+"""Runs the stages of one fold: pretrain, classify, probe, each from the encoder before it.
+
+Layout of a fold's folder: `<stage>/metrics.jsonl`, `<stage>/checkpoints/`, `<stage>/model/` (what
+`c2ser_jax.load` takes), `<stage>/curves.png`; the probe keeps the features it scored.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from c2ser_jax import inference
+from c2ser_jax.config import ClassifyStage, PretrainStage, RunConfig
+from c2ser_jax.corpus import source_of
+from c2ser_jax.data.manifest import Utterance
+from c2ser_jax.data.pipeline import DataConfig, TrainingData
+from c2ser_jax.data.sources import FileSource, Source
+from c2ser_jax.data.splits import Fold
+from c2ser_jax.errors import UserError
+from c2ser_jax.evaluation.metrics import classification_metrics
+from c2ser_jax.evaluation.plots import curves_picture
+from c2ser_jax.evaluation.probe_result import FoldResult
+from c2ser_jax.evaluation.protocols import run_probe
+from c2ser_jax.extraction.clips import Clip, Failure
+from c2ser_jax.overrides import to_json
+from c2ser_jax.parallel.distributed import data_share, is_main_process, to_host, wait_for_others
+from c2ser_jax.parallel.rules import batch_parts
+from c2ser_jax.tasks.classify import Classify
+from c2ser_jax.tasks.pretrain import Pretrain
+from c2ser_jax.tasks.task import merge_params
+from c2ser_jax.training.checkpoint import (
+    ModelDescription,
+    flatten,
+    leaves_of,
+    nest,
+    read_params,
+    read_trained_on,
+    write_model,
+)
+from c2ser_jax.training.loop import fit
+
+Params = Mapping[str, Any]
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; everything is saved and the same command goes on."""
+
+
+@dataclass(frozen=True)
+class FoldRun:
+    """What the stages of one fold share."""
+
+    run: RunConfig
+    fold: Fold
+    source: Source
+    labels: list[str]
+    workdir: Path
+    mesh: Mesh
+    progress: bool | None
+    say: Callable[[str], None]
+
+
+def run_fold(context: FoldRun) -> dict[str, FoldResult]:
+    """Runs the fold's stages; returns the scores on its test utterances by stage.
+
+    Raises:
+      Stopped: a signal came; UserError: as the stages say.
+    """
+    run, encoder = context.run, None
+    scores: dict[str, FoldResult] = {}
+    if run.initial:
+        encoder = read_params(run.initial)["encoder"]
+    for name in run.configured_stages():
+        if name == "probe":
+            scores[name] = _probe(context)
+            continue
+        stage = run.pretrain if name == "pretrain" else run.classify
+        assert stage is not None
+        params = _train(context, name, stage, encoder)
+        encoder = params["encoder"]
+        if name == "classify":
+            scores[name] = score_model(context, context.workdir / name / "model")
+    return scores
+
+
+def _train(
+    context: FoldRun, name: str, stage: PretrainStage | ClassifyStage, encoder: Params | None
+) -> Params:
+    """Trains one stage and writes its model directory; returns the parameters on the host."""
+    run, folder = context.run, context.workdir / name
+    data = _training_data(context, stage.batches, stage.loop.microbatches)
+    for bad in data.bad:
+        context.say(f"{name}: left out {bad.id}: {bad.detail}")
+    task = _task(run, stage, context.labels, data)
+    result = fit(
+        task,
+        data,
+        cfg=dataclasses.replace(stage.loop, progress=context.progress),
+        optimizer_cfg=stage.optimizer,
+        mesh=context.mesh,
+        seed=run.seed,
+        workdir=folder,
+        init_params=None if encoder is None else {"encoder": encoder},
+        description={
+            "run": to_json(run),
+            "stage": name,
+            "fold": context.fold.name,
+            "labels": context.labels,
+        },
+    )
+    if result.stopped_by_signal:
+        raise Stopped
+    state = result.state
+    params = to_host(_final_params(state, task.ema_paths))
+    if is_main_process():
+        kind = "emotion2vec_pretraining" if name == "pretrain" else "emotion2vec_classifier"
+        write_model(
+            folder / "model",
+            ModelDescription(
+                kind=kind,
+                model=to_json(run.encoder),
+                labels=context.labels if name == "classify" else None,
+                extra={"pretraining": to_json(stage.task.data2vec)} if name == "pretrain" else {},
+                origin={"trained_by": "c2ser_jax.train", "run": run.name, "stage": name,
+                        "fold": context.fold.name, "initial": run.initial,
+                        "data_fingerprint": data.fingerprint, "seed": run.seed},
+            ),
+            leaves_of(params),
+            trained_on=_trained_on(data, run.initial),
+            replace=True,
+        )  # fmt: skip
+        curves_picture(folder / "metrics.jsonl", folder / "curves.png", title=f"{run.name}: {name}")
+    wait_for_others(f"{context.fold.name} {name}")
+    return params
+
+
+def _final_params(state: Any, teacher_paths: str | None) -> Params:
+    """What the stage leaves: averaged parameters where an average (not a teacher) was kept."""
+    params = merge_params(state.trainable, state.frozen)
+    if state.ema is None or teacher_paths is not None:
+        return params
+    return nest({**flatten(params), **flatten(state.ema)})
+
+
+def _task(run: RunConfig, stage: Any, labels: list[str], data: TrainingData) -> Any:
+    if isinstance(stage, PretrainStage):
+        return Pretrain(stage.task, run.encoder)
+    counts = np.bincount(data.label[data.label >= 0], minlength=len(labels)).tolist()
+    return Classify(stage.task, run.encoder, labels, counts)
+
+
+def _training_data(context: FoldRun, cfg: DataConfig, microbatches: int) -> TrainingData:
+    index, count = data_share(context.mesh)
+    rows = math.lcm(cfg.row_multiple, batch_parts(context.mesh) * microbatches)
+    return TrainingData(
+        source_of(context.source, context.fold.train),
+        context.labels,
+        dataclasses.replace(cfg, row_multiple=rows),
+        seed=context.run.seed,
+        process_index=index,
+        process_count=count,
+    )
+
+
+def _trained_on(data: TrainingData, initial: str) -> list[dict[str, Any]]:
+    """Training rows of this stage and of the model it started from."""
+    before = (read_trained_on(initial) or []) if initial else []
+    return [*before, *data.trained_on()]
+
+
+def score_model(context: FoldRun, directory: Path) -> FoldResult:
+    """Scores a model directory on the fold's test utterances."""
+    model = inference.load(directory)
+    fold, rows = _labelled(context.fold), []
+    for place, result in model.stream(_clips(context.source, fold.test)):
+        utterance = fold.test[place]
+        if isinstance(result, Failure):
+            context.say(f"{fold.name}: left out {utterance.id}: {result.message}")
+            continue
+        rows.append(
+            {
+                "id": utterance.id,
+                "fold": fold.name,
+                "label": utterance.label,
+                "predicted": result.label,
+                "probabilities": result.probabilities,
+                "speaker": utterance.speaker,
+            }
+        )
+    rows.sort(key=lambda row: row["id"])
+    metrics = classification_metrics(
+        [row["label"] for row in rows], [row["predicted"] for row in rows], context.labels
+    )
+    heard = {u.speaker for u in [*fold.train, *fold.dev]} - {None}
+    voices = {u.speaker for u in fold.test} - {None}
+    return FoldResult(
+        name=fold.name,
+        sizes={"train": len(fold.train), "dev": len(fold.dev), "test": len(fold.test)},
+        chosen={},
+        grid=[],
+        metrics=metrics,
+        rows=rows,
+        shared_speakers=len(heard & voices),
+        speakers=len(voices),
+    )
+
+
+def _probe(context: FoldRun) -> FoldResult:
+    """Extracts the fold's features with the encoder as it is now and trains the probe's grid."""
+    run, fold = context.run, _labelled(context.fold)
+    assert run.probe is not None
+    model = inference.load(_encoder_directory(context))
+    everyone = [*fold.train, *fold.dev, *fold.test]
+    frames = model.features(_clips(context.source, everyone), "frame")
+    features = dict(zip([u.id for u in everyone], frames, strict=True))
+    result = run_probe(features, [fold], run.probe, classes=context.labels, seed=run.seed)
+    return result.folds[0]
+
+
+def _labelled(fold: Fold) -> Fold:
+    def known(part: list[Utterance]) -> list[Utterance]:
+        return [u for u in part if u.label is not None]
+
+    return Fold(fold.name, known(fold.train), known(fold.dev), known(fold.test))
+
+
+def _encoder_directory(context: FoldRun) -> Path:
+    for name in ("classify", "pretrain"):
+        directory = context.workdir / name / "model"
+        if name in context.run.configured_stages() and directory.exists():
+            return directory
+    if context.run.initial:
+        return Path(context.run.initial)
+    raise UserError(
+        "the probe has no encoder: configure a pretrain or classify stage, or give --initial DIR"
+    )
+
+
+def _clips(source: Source, utterances: list[Utterance]) -> list[Clip]:
+    if isinstance(source, FileSource):
+        return [Clip.of(u) for u in utterances]
+    places = {u.id: place for place, u in enumerate(source.utterances)}
+    return [Clip(u.id, audio=source.load(places[u.id])[0]) for u in utterances]

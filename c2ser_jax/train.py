@@ -1,0 +1,49 @@
+"""`python -m c2ser_jax.train --config FILE [--workdir DIR] [--a.b value]…`: runs a config's stages.
+
+Exit codes: 0 when the run is complete or a SIGTERM was answered by saving (the same command goes
+on), 2 for a mistake in what was given.
+"""
+
+import argparse
+from pathlib import Path
+
+from c2ser_jax.errors import UserError, run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses the command line, runs every fold, prints the table; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m c2ser_jax.train",
+        description="Runs the stages of a config file. Any setting can be overridden: "
+        "--pretrain.loop.steps 500; --config FILE --help lists them all.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", help="Python file with get_config(), with or without .py")
+    parser.add_argument("--workdir", help="where everything is written (default runs/NAME)")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    given, overrides = parser.parse_known_args(argv)
+    if given.config is None:
+        parser.print_help()
+        if {"-h", "--help"} & set(overrides):
+            return 0
+        raise UserError("--config is missing; try --config configs/quickstart.py")
+
+    # The processes of a run must join before anything touches a device.
+    from c2ser_jax.parallel.distributed import initialize_from_environment
+
+    initialize_from_environment()
+    from c2ser_jax.compilation import enable_compilation_cache
+    from c2ser_jax.config import load_run
+    from c2ser_jax.run import execute
+
+    run = load_run(given.config, overrides)
+    enable_compilation_cache()
+    workdir = Path(given.workdir) if given.workdir else Path("runs") / run.name
+    progress = False if given.no_progress else None
+    execute(run, workdir, progress=progress, say=lambda line: print(line, flush=True))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
