@@ -138,18 +138,19 @@ class TrainingCheckpoints:
         for part, tree in wanted.items():
             stored = {} if metadata.get(part) is None else _shapes(metadata[part])
             target = _shapes(tree)
-            differences += [f"{part}: no {p} in it" for p in target.keys() - stored.keys()]
-            differences += [f"{part}: unknown {p} in it" for p in stored.keys() - target.keys()]
-            differences += [
-                f"{part}: {p} is {list(stored[p])} in it, {list(target[p])} in this run"
-                for p in target.keys() & stored.keys()
-                if stored[p] != target[p]
-            ]
+            for path in sorted(target.keys() | stored.keys()):
+                if path not in stored:
+                    differences.append(f"{part}: no {path} in it")
+                elif path not in target:
+                    differences.append(f"{part}: unknown {path} in it")
+                elif stored[path] != target[path]:
+                    shapes = f"{list(stored[path])} in it, {list(target[path])} in this run"
+                    differences.append(f"{part}: {path} is {shapes}")
         if differences:
             more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
             raise UserError(
                 f"the checkpoint {self.directory / str(step)} does not fit this run: "
-                f"{'; '.join(sorted(differences)[:5])}{more}: use the config it was made "
+                f"{'; '.join(differences[:5])}{more}: use the config it was made "
                 "with, or another working directory"
             )
 

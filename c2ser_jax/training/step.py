@@ -81,11 +81,16 @@ def loss_and_gradients(
     holds the rows m, m + M, …, which keeps every row on its device, and the key fold_in(key, m).
     """
 
-    def pairs(trainable: Any, part: Any, part_key: jax.Array) -> tuple[Pairs, Pairs]:
-        terms, metrics = task.loss(trainable, state.frozen, state.ema, part, part_key, state.step)
+    # Jitted by itself so that counting and differentiating trace the model once, not twice.
+    @jax.jit
+    def terms_of(trainable, frozen, ema, part, part_key, step) -> tuple[Pairs, Pairs]:
+        terms, metrics = task.loss(trainable, frozen, ema, part, part_key, step)
         if unknown := sorted(terms.keys() - dict(task.weights).keys()):
             raise UserError(f"the task {task.name} returns terms without a weight: {unknown}")
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (terms, metrics))
+
+    def pairs(trainable: Any, part: Any, part_key: jax.Array) -> tuple[Pairs, Pairs]:
+        return terms_of(trainable, state.frozen, state.ema, part, part_key, state.step)
 
     def weighted(trainable: Any, part: Any, part_key: jax.Array, counts: Any) -> Any:
         terms, metrics = pairs(trainable, part, part_key)

@@ -41,9 +41,8 @@ class FakeTask:
     name = "fake"
     weights = {"class": 1.0, "teacher": 0.5, "seen": 0.0}
 
-    def __init__(self, ema_paths: str | None = None, poison_step: int | None = None):
+    def __init__(self, ema_paths: str | None = None):
         self.ema_paths = ema_paths
-        self.poison_step = poison_step
 
     def init(self, key: jax.Array, batch: Any) -> Any:
         """Returns boxed parameters."""
@@ -69,9 +68,6 @@ class FakeTask:
             )
             distance = jnp.sum((hidden - jax.lax.stop_gradient(teacher)) ** 2)
             terms["teacher"] = (distance, jnp.float32(hidden.size))
-        if self.poison_step is not None:
-            bad = jnp.where(step == self.poison_step, jnp.nan, 0.0)
-            terms["class"] = (terms["class"][0] + bad, terms["class"][1])
         hit = jnp.sum((jnp.argmax(logits, -1) == batch["label"]) & labelled)
         return terms, {"accuracy": (hit, jnp.sum(labelled))}
 
@@ -82,11 +78,21 @@ class FakeTask:
 
 
 class FakeData:
-    """Batches that are a pure function of (seed, step), in two lengths, some rows unlabelled."""
+    """Batches that are a pure function of (seed, step), in two lengths, some rows unlabelled.
+
+    The batch of `poison_step` holds a NaN.
+    """
 
     steps_per_epoch = 5
 
-    def __init__(self, rows: int = 8, seed: int = 0, share: tuple[int, int] = (0, 1)):
+    def __init__(
+        self,
+        rows: int = 8,
+        seed: int = 0,
+        share: tuple[int, int] = (0, 1),
+        poison_step: int | None = None,
+    ):
+        self.poison_step = poison_step
         self.rows, self.seed, self.share = rows, seed, share
         self.fingerprint = f"fake-{rows}-{seed}"
 
@@ -106,7 +112,10 @@ class FakeData:
         label = rng.integers(-1, CLASSES, self.rows).astype(np.int32)
         audio = rng.normal(size=(self.rows, frames * FEATURES)).astype(np.float32)
         samples = rng.integers(FEATURES, frames * FEATURES, self.rows).astype(np.int32)
-        audio[:, :CLASSES] += np.eye(CLASSES + 1, CLASSES, dtype=np.float32)[label]
+        signal = np.eye(CLASSES + 1, FEATURES, dtype=np.float32) * (np.arange(5) < CLASSES)[:, None]
+        audio += np.tile(2 * signal[label], frames)
+        if step == self.poison_step:
+            audio[3, 0] = np.nan
         names = [f"step{step}row{row}" for row in range(self.rows)]
         return {
             "audio": audio[mine],
