@@ -1,0 +1,172 @@
+"""Scores a model on labelled audio: `python -m c2ser_jax.evaluate --help`."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from c2ser_jax.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from c2ser_jax.data.sources import Source
+    from c2ser_jax.evaluation.runner import Scores
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model directory and the data to score it on."""
+
+    model: Path
+    source: "Source"
+    fold: str | None = None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of this command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m c2ser_jax.evaluate",
+        usage="%(prog)s --checkpoint DIR --manifest FILE --output DIR [options]\n"
+        "       %(prog)s --config FILE [--workdir DIR] [--output DIR] [--a.b VALUE …] [options]",
+        description="Writes metrics.json, predictions.jsonl, confusion.png and report.md. With a "
+        "config: scores the classifiers of that run, each fold's on the fold's test data.",
+        epilog="Exit code 0: all scored; 1: some files were bad, see metrics.json; 2: wrong usage, "
+        "or test data that the model was trained on.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", metavar="DIR", help="model directory with an emotion head")
+    add("--manifest", nargs="+", metavar="FILE", help="labelled utterances")
+    add("--root", metavar="DIR", help="where the manifest's relative paths start")
+    add("--config", metavar="FILE", help="config file of a finished run")
+    add("--workdir", metavar="DIR", help="that run's folder (default runs/NAME)")
+    add("--output", metavar="DIR", help="where to write (config: WORKDIR/evaluation)")
+    add(
+        "--skip-unknown-labels", action="store_true",
+        help="leave out utterances whose label means none of the model's classes",
+    )  # fmt: skip
+    add("--allow-leakage", action="store_true", help="score even data that was trained on")
+    add("--batch-seconds", type=float, metavar="S", help="audio per batch (CPU 32, GPU 240)")
+    add("--dtype", choices=("float32", "bfloat16"), help="what to compute in")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses, predicts, scores; returns the exit code."""
+    parser = build_parser()
+    arguments, overrides = parser.parse_known_args(argv)
+    if overrides and not arguments.config:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if bool(arguments.config) == bool(arguments.checkpoint or arguments.manifest):
+        raise UserError("give either --config, or --checkpoint with --manifest and --output")
+    if arguments.config:
+        jobs, output, title = run_jobs(arguments, overrides)
+    else:
+        missing = [n for n in ("checkpoint", "manifest", "output") if not getattr(arguments, n)]
+        if missing:
+            raise UserError(f"--{missing[0]} is missing; give --checkpoint, --manifest, --output")
+        jobs, output, title = manifest_job(arguments)
+
+    from c2ser_jax.evaluation.runner import Scores
+
+    scores: Scores | None = None
+    for job in jobs:
+        scores = score_job(job, arguments, scores)
+    assert scores is not None
+    table = scores.write(output, title)
+    print(table, *(f"- {note}" for note in scores.notes()), f"written: {output}", sep="\n")
+    return 1 if scores.bad else 0
+
+
+def manifest_job(arguments: argparse.Namespace) -> tuple[list[Job], Path, str]:
+    """(the one job, output folder, title) of --checkpoint and --manifest."""
+    from c2ser_jax.data.manifest import read_manifest
+    from c2ser_jax.data.sources import FileSource
+
+    source = FileSource(read_manifest(arguments.manifest, root=arguments.root))
+    model = Path(arguments.checkpoint)
+    names = ", ".join(Path(name).name for name in arguments.manifest)
+    return [Job(model, source)], Path(arguments.output), f"{model.name} on {names}"
+
+
+def run_jobs(arguments: argparse.Namespace, overrides: list[str]) -> tuple[list[Job], Path, str]:
+    """(a job per fold, output folder, title) of a run that was trained before.
+
+    Raises:
+      UserError: the run has no classifier, or was not finished.
+    """
+    from c2ser_jax.config import load_run
+    from c2ser_jax.corpus import make_folds, read_corpus, source_of
+
+    run = load_run(arguments.config, overrides)
+    workdir = Path(arguments.workdir) if arguments.workdir else Path("runs") / run.name
+    if "classify" not in run.configured_stages():
+        raise UserError(
+            f"the run {run.name!r} trains no classifier to evaluate; the scores of its probe, if "
+            f"it has one, are in {workdir / 'probe' / 'metrics.json'}"
+        )
+    corpus = read_corpus(run.data)
+    folds = make_folds(run.data, corpus, run.seed)
+    jobs = []
+    for fold in folds:
+        folder = workdir / fold.name if len(folds) > 1 else workdir
+        model = folder / "classify" / "model"
+        if not model.is_dir():
+            raise UserError(
+                f"{model} is not there: train this run first with python -m c2ser_jax.train "
+                f"--config {arguments.config} --workdir {workdir}"
+            )
+        jobs.append(Job(model, source_of(corpus, fold.test), fold.name))
+    output = Path(arguments.output) if arguments.output else workdir / "evaluation"
+    return jobs, output, f"{run.name} on its test data"
+
+
+def score_job(job: Job, arguments: argparse.Namespace, scores: "Scores | None") -> "Scores":
+    """Adds one model's answers to `scores`, or to new ones.
+
+    Raises:
+      UserError: the model has no head, a label fits no class, or the data was trained on.
+    """
+    from c2ser_jax.evaluation.runner import Scores, check_leakage, match_labels
+    from c2ser_jax.inference import Prediction, load
+    from c2ser_jax.training.checkpoint import read_trained_on
+
+    model = load(job.model, dtype=arguments.dtype, batch_seconds=arguments.batch_seconds)
+    model.require_head()
+    scores = scores or Scores(model.used_labels)
+    labelled = match_labels(
+        job.source.utterances, model.used_labels, skip_unknown=arguments.skip_unknown_labels
+    )
+    if arguments.allow_leakage:
+        leakage = "not checked: --allow-leakage"
+    else:
+        leakage = check_leakage(read_trained_on(job.model), job.source)
+    scores.leakage.append(f"{job.fold}: leakage {leakage}" if job.fold else f"leakage {leakage}")
+    scores.count(labelled)
+    places = list(labelled.targets)
+    utterances = [job.source.utterances[place] for place in places]
+    for index, result in model.stream(list(_clips(job.source, places))):
+        utterance = utterances[index]
+        if isinstance(result, Prediction):
+            target = labelled.targets[places[index]]
+            more = {"fold": job.fold} if job.fold else {}
+            scores.add(utterance, target, result.label, result.probabilities, **more)
+        else:
+            scores.fail(utterance, result.reason, result.message)
+    return scores
+
+
+def _clips(source: "Source", places: list[int]) -> Iterator:
+    from c2ser_jax.data.sources import FileSource
+    from c2ser_jax.extraction.clips import Clip
+
+    for place in places:
+        utterance = source.utterances[place]
+        if isinstance(source, FileSource):
+            yield Clip.of(utterance)
+        else:
+            yield Clip(utterance.id, audio=source.load(place)[0])
+
+
+if __name__ == "__main__":
+    run_command(main)
