@@ -49,7 +49,7 @@ def read_source(source: Path, root: Path | None) -> list[Utterance]:
     if first is None:
         raise UserError(f"{source}: the list is empty; it needs one utterance per line")
     stripped = first.strip()
-    if stripped[0] == "[" or (stripped[0] == "{" and not _is_json(stripped)):
+    if stripped[0] == "[" or (stripped[0] == "{" and not _is_jsonl(lines)):
         rows = _json_rows(source, "\n".join(lines))
     elif stripped[0] == "{":
         rows = _jsonl_rows(source, lines)
@@ -72,12 +72,7 @@ class _Finder:
         if os.path.isabs(path):
             return path
         tries = [os.path.normpath(os.path.join(base, path)) for base in self._bases]
-        for place, full in enumerate(tries):
-            if os.path.exists(full):
-                if place:  # the next row most likely lies there too
-                    self._bases.insert(0, self._bases.pop(place))
-                return full
-        return tries[0]
+        return next((full for full in tries if os.path.exists(full)), tries[0])
 
 
 def _text(source: Path) -> str:
@@ -89,12 +84,9 @@ def _text(source: Path) -> str:
         raise UserError(f"{source}: cannot be read ({error.strerror})") from None
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
+def _is_jsonl(lines: list[str]) -> bool:
+    """Whether every line starts an object: a JSON file with line breaks does not."""
+    return all(line.lstrip().startswith("{") for line in lines if line.strip())
 
 
 def _jsonl_rows(source: Path, lines: list[str]) -> Iterable[tuple[str, dict[str, Any]]]:
