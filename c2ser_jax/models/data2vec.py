@@ -26,6 +26,7 @@ from c2ser_jax.models.emotion2vec import (
     Emotion2VecConfig,
     conv_norm_gelu,
     masked_mean,
+    scan_convs,
     zero_padding,
 )
 from c2ser_jax.models.layers import TORCH_UNIFORM, Dense, dropout, layer_norm
@@ -144,12 +145,17 @@ class Decoder(nn.Module):
     def __call__(self, x, mask):
         """Maps dtype[R, T, D] and mask bool[R, T] (True = real) to dtype[R, T, D]."""
         cfg, D = self.cfg, x.shape[-1]
+        layers, inputs = [], D
         for i in range(cfg.decoder_depth):
-            x = zero_padding(x, mask)
-            shape = (cfg.decoder_kernel, x.shape[-1] // cfg.decoder_groups, cfg.decoder_width)
-            kernel, bias = Conv(shape, "channels", TORCH_UNIFORM, True, name=f"conv_{i}")()
-            y = conv_norm_gelu(x, kernel, bias, groups=cfg.decoder_groups)
-            x = x + y if cfg.decoder_residual and x.shape == y.shape else y
+            shape = (cfg.decoder_kernel, inputs // cfg.decoder_groups, cfg.decoder_width)
+            layers.append(Conv(shape, "channels", TORCH_UNIFORM, True, name=f"conv_{i}")())
+            inputs = cfg.decoder_width
+        y = conv_norm_gelu(zero_padding(x, mask), *layers[0], groups=cfg.decoder_groups)
+        x = x + y if cfg.decoder_residual and D == cfg.decoder_width else y
+        if layers[1:]:
+            x = scan_convs(
+                x, mask, layers[1:], groups=cfg.decoder_groups, residual=cfg.decoder_residual
+            )
         dtype = jnp.dtype(self.dtype)
         return Dense(D, ("channels", "width"), dtype, TORCH_UNIFORM, name="proj")(x)
 
@@ -161,7 +167,10 @@ class Data2Vec(nn.Module):
     pretraining: Data2VecConfig
 
     def setup(self):
-        """Names the parts as the parameter tree does."""
+        """Names the parts as the parameter tree does; UserError when the two configs disagree."""
+        width, groups = self.cfg.width, self.pretraining.decoder_groups
+        if width % groups != 0:
+            raise UserError(f"width {width} is not a multiple of decoder_groups {groups}")
         self.encoder = Emotion2Vec(self.cfg)
         self.decoder = Decoder(self.pretraining, self.cfg.dtype)
 

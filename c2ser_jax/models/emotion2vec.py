@@ -131,12 +131,12 @@ class PositionalEncoder(nn.Module):
         Padding is zeroed before every convolution: bias and norm fill it again after each.
         """
         D, groups = x.shape[-1], self.cfg.position_groups
-        for i in range(self.cfg.position_depth):
-            shape = (self.cfg.position_kernel, D // groups, D)
-            kernel, bias = Conv(shape, "width", TORCH_UNIFORM, True, name=f"conv_{i}")()
-            x = zero_padding(x, mask)
-            x = conv_norm_gelu(x, kernel, bias, groups=groups)
-        return x
+        shape = (self.cfg.position_kernel, D // groups, D)
+        layers = [
+            Conv(shape, "width", TORCH_UNIFORM, True, name=f"conv_{i}")()
+            for i in range(self.cfg.position_depth)
+        ]
+        return scan_convs(x, mask, layers, groups=groups)
 
 
 class Block(nn.Module):
@@ -370,6 +370,23 @@ def normalize_waveform(audio, audio_samples, audio_statistics=None):
     else:
         mean, variance = audio_statistics[:, :1], audio_statistics[:, 1:]
     return jnp.where(real, (audio - mean) * lax.rsqrt(variance + 1e-5), 0.0)
+
+
+def scan_convs(x, mask, layers, *, groups: int, residual: bool = False):
+    """Applies `conv_norm_gelu` once per layer, each time with the padding set to zero before.
+
+    dtype[B, T, C], mask bool[B, T], layers [(kernel float32[K, C // G, C], bias float32[C])] ->
+    dtype[B, T, C]; `residual` adds each layer's input to its output. One loop body instead of one
+    copy per layer: a grouped convolution is a large program on some backends.
+    """
+
+    def body(x, layer):
+        x = zero_padding(x, mask)
+        y = conv_norm_gelu(x, *layer, groups=groups)
+        return x + y if residual else y, None
+
+    stacked = tuple(jnp.stack(leaves) for leaves in zip(*layers, strict=True))
+    return lax.scan(body, x, stacked)[0]
 
 
 def conv_norm_gelu(x, kernel, bias, *, groups: int):

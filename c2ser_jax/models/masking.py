@@ -46,10 +46,13 @@ def block_mask(
       bool[T].
     """
     probability = 1.0 - mask_prob if inverse else mask_prob
-    counts = np.arange(length + 1)
-    cells = np.ceil(counts / mask_length) if non_overlapping else counts / mask_length
-    spans = (cells * (probability + mask_prob_adjust) * (1 + mask_dropout) + 1e-9).astype(int)
-    masked = (counts * probability + 1e-9).astype(int)
+    counts = np.arange(length + 1)  # tables in float64: upstream's int() of the same products
+    if non_overlapping:
+        share = np.ceil(counts / mask_length) * (probability + mask_prob_adjust)
+    else:
+        share = counts * ((probability + mask_prob_adjust) / mask_length)
+    spans = (share * (1 + mask_dropout)).astype(int)
+    masked = (counts * probability).astype(int)
     span_count, target = jnp.asarray(spans)[frames], jnp.asarray(masked)[frames]
     draw, fill, trim = jax.random.split(key, 3)
     time = jnp.arange(length)
@@ -67,7 +70,8 @@ def block_mask(
         mask = jnp.zeros(length, bool).at[hits.reshape(-1)].set(True, mode="drop")
         mask = mask & real
     if expand_adjacent:
-        mask = _expand(fill, mask, real, (target * (1 + mask_dropout) + 1e-6).astype(jnp.int32))
+        wider = jnp.asarray((masked * (1 + mask_dropout)).astype(int))[frames]
+        mask = _expand(fill, mask, real, wider)
     mask = mask | _choose(fill, real & ~mask, target - mask.sum())
     mask = mask & ~_choose(trim, mask, mask.sum() - target)
     return real & ~mask if inverse else mask

@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from c2ser_jax.models.emotion2vec import ConvLayer, Emotion2VecConfig
+from conversions.reader import open_checkpoint
+from conversions.tensors import LazyTensor
 
 AUDIO = "modality_encoders.AUDIO."
 
 
 def load_checkpoint(path: Path) -> dict:
-    import torch  # noqa: TID251
+    """The file's tree with arrays for tensors; wrapping keys such as `model` stay."""
 
     def arrays(value):
         if isinstance(value, dict):
             return {key: arrays(item) for key, item in value.items()}
-        return value.detach().numpy() if isinstance(value, torch.Tensor) else value
+        return value.read() if isinstance(value, LazyTensor) else value
 
-    return arrays(torch.load(path, weights_only=True, map_location="cpu"))
+    return arrays(open_checkpoint(path).tree)
 
 
 def read_meta(case: Path) -> dict:
