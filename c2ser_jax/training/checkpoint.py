@@ -5,7 +5,10 @@ WORKDIR/checkpoints/STEP/ holds the checkpointables `params` (trained and frozen
 re-exported here, needs numpy alone; orbax and jax are imported when training state is touched.
 """
 
-from collections.abc import Mapping
+import contextlib
+import logging
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ class TrainingCheckpoints:
     def __init__(self, directory: Path, *, keep_last: int = 2, keep_every: int | None = None):
         from orbax.checkpoint import v1 as ocp
 
+        logging.getLogger("absl").addFilter(_QUIET)
         policies = ocp.training.preservation_policies
         kept: list[Any] = [policies.LatestN(keep_last)]
         if keep_every:
@@ -77,26 +81,20 @@ class TrainingCheckpoints:
         }
         if state.ema is not None:
             parts["ema"] = state.ema
-        try:
+        with self._told_as_a_sentence():
             self._checkpointer.save_checkpointables_async(
                 step, parts, force=True, custom_metadata=dict(meta)
             )
-        except OSError as error:
-            raise self._failed(error) from error
 
     def wait(self) -> None:
         """Returns when everything is on the disk. Errors: UserError when a save failed."""
-        try:
+        with self._told_as_a_sentence():
             self._checkpointer.wait()
-        except OSError as error:
-            raise self._failed(error) from error
 
     def close(self) -> None:
         """Waits for the background and releases it."""
-        try:
+        with self._told_as_a_sentence():
             self._checkpointer.close()
-        except OSError as error:
-            raise self._failed(error) from error
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """Returns the JSON saved with the checkpoint of `step`."""
@@ -154,11 +152,30 @@ class TrainingCheckpoints:
                 "with, or another working directory"
             )
 
-    def _failed(self, error: OSError) -> UserError:
-        return UserError(
-            f"could not save a checkpoint in {self.directory}: {error.strerror or error}; earlier "
-            "checkpoints are untouched: make room there and start the same command again"
-        )
+    @contextlib.contextmanager
+    def _told_as_a_sentence(self) -> Iterator[None]:
+        """Turns a full or broken disk into a UserError; tensorstore tells it as a ValueError."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            told = re.search(r"([^:]+) \[os_error_code=", str(error))
+            if isinstance(error, ValueError) and not told:
+                raise
+            reason = told[1].strip() if told else getattr(error, "strerror", None) or str(error)
+            raise UserError(
+                f"could not save a checkpoint in {self.directory}: {reason}; earlier checkpoints "
+                "are untouched: make room there and start the same command again"
+            ) from error
+
+
+class _NotFromOrbax(logging.Filter):
+    """Drops what orbax logs: its failures are raised here, its tracebacks fill screens."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+
+_QUIET = _NotFromOrbax()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -38,14 +38,14 @@ class MetricsWriter:
         if not active:
             return
         directory.mkdir(parents=True, exist_ok=True)
+        if tensorboard:
+            self._board = _open_tensorboard(directory)
         path = directory / "metrics.jsonl"
         self.history = _keep_rows(path, start_step)
         self._file = open(path, "a", encoding="utf-8")
         shown = sys.stderr.isatty() if progress is None else progress and sys.stderr.isatty()
         if shown:
             self._bar = tqdm(total=total_steps, initial=start_step, unit="step", file=sys.stderr)
-        if tensorboard:
-            self._board = _open_tensorboard(directory)
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Appends one row {"kind", "step", values…} and, without a bar, prints it."""
