@@ -68,10 +68,10 @@ def main(argv: list[str] | None = None) -> int:
         "window_seconds": arguments.window_seconds,
         "dtype": model.config.dtype,
     }
-    store = FeatureStore(arguments.output, settings, resume=arguments.resume)
-    todo = [Clip.of(u) for u in utterances if not store.finished(u.id, u.path)]
     hidden = arguments.no_progress or not sys.stderr.isatty()
-    with tqdm(total=len(todo), unit="file", disable=hidden, file=sys.stderr) as bar:
+    with FeatureStore(arguments.output, settings, resume=arguments.resume) as store:
+        todo = [Clip.of(u) for u in utterances if not store.finished(u.id, u.path)]
+        bar = tqdm(total=len(todo), unit="file", disable=hidden, file=sys.stderr)
         failed = extract_features(
             model.engine, todo, store,
             granularity=arguments.granularity,
@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
             layer=arguments.layer,
             progress=lambda clip: bar.update(),
         )  # fmt: skip
-    store.close([utterance.id for utterance in utterances])
+        bar.close()
+        store.close([utterance.id for utterance in utterances])
     done = len(todo) - failed
     before = f", {len(utterances) - len(todo)} were there before" if arguments.resume else ""
     print(f"{done} extracted, {failed} failed{before}: {arguments.output}")

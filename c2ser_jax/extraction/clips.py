@@ -107,7 +107,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Cutting:
-    """How long clips are cut: windows of `window_seconds`, `overlap_seconds` of them shared."""
+    """How long clips are cut: windows of `window_seconds`, `overlap_seconds` of them shared.
+
+    The overlap must be at least one frame long, or the frame across a seam would be lost.
+    """
 
     window_seconds: float = 30.0
     overlap_seconds: float = 5.0

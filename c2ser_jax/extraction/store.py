@@ -167,6 +167,12 @@ class FeatureStore:
         except OSError as error:
             raise self._unwritable(error) from error
 
+    def __enter__(self) -> "FeatureStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self, order: Iterable[str] | None = None) -> None:
         """Closes the logs; with `order`, the ids of the input, rewrites the index in that order."""
         if self._index is not None:
