@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from c2ser_jax.errors import UserError
 from c2ser_jax.models.data2vec import Data2VecConfig
 from c2ser_jax.models.emotion2vec_config import Emotion2VecConfig
@@ -23,7 +25,7 @@ from conversions.emotion2vec_fields import (
     typed,
 )
 
-MAX_CONFIG_BYTES = 256 << 10
+MAX_CONFIG_BYTES = 64 << 10
 
 _ALWAYS_FROM_SHAPES = ("alibi_scale", "learned_alibi_scale_per_layer", "conv_bias")
 
@@ -58,15 +60,23 @@ def source_config(tree: Any, document: Any, where: str) -> SourceConfig:
     return _sections(model, cfg if isinstance(cfg, dict) else {}, place)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader without merge keys, whose nesting multiplies."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuses `<<:`; everything else is as it stands."""
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("merge keys are not supported")
+        super().flatten_mapping(node)
+
+
 def read_yaml(path: Path) -> Any:
     """A small YAML file as plain values; raises `UserError` when it is not one."""
-    import yaml
-
     try:
         data = path.read_bytes()
         if len(data) > MAX_CONFIG_BYTES:
             raise UserError(f"{path} is larger than {MAX_CONFIG_BYTES >> 10} KiB; no config is")
-        return yaml.safe_load(data.decode("utf-8"))
+        return yaml.load(data.decode("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as YAML; give the model's config file") from error
 

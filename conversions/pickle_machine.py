@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-MAX_OPCODES = 1_500_000
+MAX_OPCODES = 1_000_000
 MAX_PICKLE_BYTES = 128 << 20
-MAX_NODES = 1_500_000
+MAX_NODES = 1_000_000
 MAX_DEPTH = 64
 
 _LITERALS = frozenset(

@@ -41,7 +41,7 @@ def write_torch(path: Path, tree: Any) -> None:
 
     One tensor is in memory at a time. The bytes depend on the tree alone.
     """
-    pickler = _Pickler()
+    pickler = Pickler()
     head = pickler.dump(tree)
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
@@ -73,8 +73,8 @@ def _add(archive: zipfile.ZipFile, name: str, size: int, data: Any) -> None:
         member.write(data)
 
 
-class _Pickler:
-    """Writes protocol 2; remembers the tensors in the order of their storage keys."""
+class Pickler:
+    """Writes protocol 2; `tensors` are those met, in the order of their storage keys."""
 
     def __init__(self):
         self.tensors: list[OutTensor] = []
@@ -82,6 +82,7 @@ class _Pickler:
         self._parts: list[bytes] = []
 
     def dump(self, tree: Any) -> bytes:
+        """The pickle of a tree of containers, plain values and `OutTensor`."""
         self._parts = [b"\x80\x02"]
         self._write(tree)
         self._parts.append(b".")
