@@ -7,6 +7,7 @@ width, H hidden units, C classes. Masks: True = real frame.
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.spmd import with_logical_constraint, with_logical_partitioning
 
 
 def length_mask(lengths, frames: int):
@@ -30,14 +31,34 @@ def masked_mean(values, mask):
     return total / jnp.maximum(weights.sum(axis=1), 1)[:, None]
 
 
-def packed_mean(values, rows, count: int):
-    """Averages each utterance of a packed batch: float[P, H], int[P] -> float[B, H], B = `count`.
+def packed_logits(params, frames, rows, count: int, *, units=None, chunk: int = 256):
+    """Applies a `DownstreamHead` to utterances laid end to end instead of padded.
 
-    `rows` names the utterance of every frame; a value of B or more marks padding. An utterance
-    without frames gives 0.
+    `params` of the head; frames float32[P, F]; rows int[P] names the utterance of every frame, and
+    `count` (= B) or more marks a frame to leave out; an utterance without frames pools to 0.
+    `units` float32[H] multiplies the hidden units: zeros switch units off, which makes a wide head
+    compute exactly a narrower one. Returns float32[B, C].
+
+    Frames are processed `chunk` at a time, so that hidden values [chunk, H] stay in a CPU's cache
+    (several times faster there; an accelerator is better served by one large chunk).
     """
-    weights = jax.nn.one_hot(rows, count, axis=0, dtype=values.dtype)  # [B, P], padding all 0
-    return (weights @ values) / jnp.maximum(weights.sum(axis=1), 1)[:, None]
+    kernel, bias = params["pre_net"]["kernel"], params["pre_net"]["bias"]
+    chunk = min(chunk, frames.shape[0])
+    spare = -frames.shape[0] % chunk
+    frames = jnp.pad(frames, ((0, spare), (0, 0))).reshape(-1, chunk, frames.shape[1])
+    rows = jnp.pad(rows, (0, spare), constant_values=count).reshape(-1, chunk)
+
+    def add(total, part):
+        x, owner = part
+        weights = jax.nn.one_hot(owner, count, axis=0, dtype=x.dtype)  # [B, chunk]
+        return total + weights @ nn.relu(x @ kernel + bias), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((count, bias.shape[0]), frames.dtype), (frames, rows))
+    lengths = jnp.bincount(rows.reshape(-1), length=count + 1)[:count]
+    pooled = total / jnp.maximum(lengths, 1)[:, None]
+    if units is not None:
+        pooled = pooled * units
+    return pooled @ params["post_net"]["kernel"] + params["post_net"]["bias"]
 
 
 def _uniform_fan_in(fan_in: int):
@@ -55,8 +76,8 @@ def _linear(name: str, fan_in: int, width: int, axes: tuple[str, str]) -> nn.Den
     return nn.Dense(
         width,
         name=name,
-        kernel_init=nn.with_logical_partitioning(init, axes),
-        bias_init=nn.with_logical_partitioning(init, axes[1:]),
+        kernel_init=with_logical_partitioning(init, axes),
+        bias_init=with_logical_partitioning(init, axes[1:]),
     )
 
 
@@ -71,19 +92,9 @@ class DownstreamHead(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, features, mask=None, *, rows=None, count: int = 0, units=None):
-        """Returns logits float32[B, C].
-
-        Padded form: features float[B, T, F] with mask bool[B, T]. Packed form: features float[P, F]
-        with rows int[P] (see `packed_mean`) and count = B. `units` float[H] multiplies the hidden
-        units: zeros switch units off, which makes a wide head compute exactly a narrower one.
-        """
+    def __call__(self, features, mask):
+        """Returns logits float32[B, C] of features float[B, T, F] with mask bool[B, T]."""
         x = _linear("pre_net", features.shape[-1], self.hidden, ("embed_in", "mlp"))(features)
-        x = nn.relu(x)
-        if rows is None:
-            x = masked_mean(nn.with_logical_constraint(x, ("batch", "time", "mlp")), mask)
-        else:
-            x = packed_mean(x, rows, count)
-        if units is not None:
-            x = x * units
+        x = with_logical_constraint(nn.relu(x), ("batch", "time", "mlp"))
+        x = masked_mean(x, mask)
         return _linear("post_net", self.hidden, self.classes, ("mlp", "classes"))(x)

@@ -141,12 +141,12 @@ def train_grid(
     points = cfg.points
     state = start_grid(init_points(cfg, packed.values.shape[1], classes, seed), cfg)
     widest = max(width for _, width in points)
-    units = jnp.asarray([[i < width for i in range(widest)] for _, width in points], jnp.float32)
+    units = np.array([[i < width for i in range(widest)] for _, width in points], np.float32)
     rates = np.outer(rate_factors(cfg), [rate for rate, _ in points]).astype(np.float32)
     moments = momenta(cfg).astype(np.float32)
     device_labels, steps = jnp.asarray(labels), -(-len(train) // cfg.batch_size)
 
-    best = jax.tree.map(jnp.copy, state.params)
+    best = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state.params)
     best_score, best_loss = np.full(len(points), -np.inf), np.full(len(points), np.inf)
     best_epochs = np.zeros(len(points), int)
     history = np.zeros((3, len(points), cfg.epochs))
@@ -180,7 +180,9 @@ def train_grid(
             f"rates {cfg.learning_rates} are far too high."
         )
     chosen = max(range(len(points)), key=lambda g: (best_score[g], -best_loss[g]))
-    own = narrow_params(jax.tree.map(lambda leaf: leaf[chosen], best), points[chosen][1])
+    own = narrow_params(
+        jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], best), points[chosen][1]
+    )
     return GridResult(
         points=points,
         train_losses=history[0],
@@ -200,7 +202,7 @@ def predict_logits(
     lengths = np.asarray(packed.lengths)
     longest = np.sort(lengths[rows])[::-1][:batch_size]
     capacity = frame_capacity(np.arange(len(longest))[None], longest)
-    stacked = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], params)
-    units = jnp.ones((1, params["post_net"]["kernel"].shape[0]))
+    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
+    units = np.ones((1, params["post_net"]["kernel"].shape[0]), np.float32)
     logits = grid_logits(stacked, packed, units, rows, batch_size=batch_size, capacity=capacity)
     return logits[0]

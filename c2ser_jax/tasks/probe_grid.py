@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
-from c2ser_jax.models.heads import DownstreamHead
+from c2ser_jax.models.heads import packed_logits
 from c2ser_jax.tasks.probe_recipe import ProbeConfig
 from c2ser_jax.tasks.task import Params
 
@@ -44,7 +43,8 @@ def pack(values, starts, lengths) -> PackedFrames:
     """Moves float32[total, F] and its bounds int[N] to the device, neither shifted nor scaled."""
     width = values.shape[1]
     starts, lengths = (jnp.asarray(np.asarray(bound, np.int32)) for bound in (starts, lengths))
-    return PackedFrames(jnp.asarray(values), starts, lengths, jnp.zeros(width), jnp.ones(width))
+    shift, scale = (jnp.asarray(np.full(width, x, np.float32)) for x in (0, 1))
+    return PackedFrames(jnp.asarray(values), starts, lengths, shift, scale)
 
 
 class GridState(NamedTuple):
@@ -70,18 +70,20 @@ def start_grid(points: list[Params], cfg: ProbeConfig) -> GridState:
         pre, post = p["pre_net"], p["post_net"]
         return {
             "pre_net": {
-                "kernel": jnp.pad(pre["kernel"], ((0, 0), (0, extra))),
-                "bias": jnp.pad(pre["bias"], (0, extra)),
+                "kernel": np.pad(pre["kernel"], ((0, 0), (0, extra))),
+                "bias": np.pad(pre["bias"], (0, extra)),
             },
             "post_net": {
-                "kernel": jnp.pad(post["kernel"], ((0, extra), (0, 0))),
-                "bias": jnp.asarray(post["bias"]),
+                "kernel": np.pad(post["kernel"], ((0, extra), (0, 0))),
+                "bias": np.asarray(post["bias"]),
             },
         }
 
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(widen, points))
-    moments = jax.vmap(_moments(cfg.optimizer).init)(params)
-    return GridState(params, moments, jax.tree.map(jnp.zeros_like, params))
+    params = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *map(widen, points))
+    moments = jax.jit(jax.vmap(_moments(cfg.optimizer).init))(params)
+    return GridState(
+        params, moments, jax.tree.map(lambda p: jnp.asarray(np.zeros(p.shape, p.dtype)), params)
+    )
 
 
 def narrow_params(params: Params, hidden: int) -> Params:
@@ -114,15 +116,16 @@ def _gather(packed: PackedFrames, rows, capacity: int):
     return (frames - packed.shift) * packed.scale, owner
 
 
-def _apply(params, units, frames, owner, count: int):
-    hidden, classes = params["post_net"]["kernel"].shape
-    head = DownstreamHead(hidden, classes)
-    return jnp.asarray(head.apply({"params": params}, frames, rows=owner, count=count, units=units))
+def _chunk(capacity: int) -> int:
+    return 256 if jax.default_backend() == "cpu" else capacity
 
 
 def _mean_loss(params, units, frames, owner, labels, real):
     """Mean negative log likelihood over the real rows: labels int[B], real bool[B]."""
-    log_probs = jax.nn.log_softmax(_apply(params, units, frames, owner, labels.shape[0]))
+    logits = packed_logits(
+        params, frames, owner, labels.shape[0], units=units, chunk=_chunk(frames.shape[0])
+    )
+    log_probs = jax.nn.log_softmax(logits)
     picked = jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
     return -jnp.sum(jnp.where(real, picked, 0)) / jnp.maximum(real.sum(), 1)
 
@@ -182,7 +185,12 @@ def train_epoch(
 @partial(jax.jit, static_argnames=("capacity",))
 def _logits(params, packed: PackedFrames, units, rows, *, capacity):
     frames, owner = _gather(packed, rows, capacity)
-    return jax.vmap(lambda p, u: _apply(p, u, frames, owner, rows.shape[0]))(params, units)
+
+    def one(point, units):
+        count, chunk = rows.shape[0], _chunk(capacity)
+        return packed_logits(point, frames, owner, count, units=units, chunk=chunk)
+
+    return jax.vmap(one)(params, units)
 
 
 def grid_logits(params, packed: PackedFrames, units, rows, *, batch_size: int, capacity: int):
@@ -201,15 +209,20 @@ def grid_logits(params, packed: PackedFrames, units, rows, *, batch_size: int, c
 
 
 def init_points(cfg: ProbeConfig, features: int, classes: int, seed: int) -> list[Params]:
-    """Start parameters of every grid point; points of equal width start alike, as upstream's do."""
+    """Start parameters of every grid point: uniform in +-1/sqrt(fan in), as torch.nn.Linear.
+
+    Points of equal width start alike, as upstream's do.
+    """
+
+    def linear(rng: np.random.Generator, fan_in: int, width: int) -> Params:
+        limit = fan_in**-0.5
+        kernel = rng.uniform(-limit, limit, (fan_in, width))
+        bias = rng.uniform(-limit, limit, width)
+        return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
 
     def start(hidden: int) -> Params:
-        key = jax.random.fold_in(jax.random.key(seed), hidden)
-        frame = jnp.zeros((1, features))
-        variables = DownstreamHead(hidden, classes).init(
-            key, frame, rows=jnp.zeros(1, int), count=1
-        )
-        return nn.meta.unbox(variables)["params"]
+        rng = np.random.default_rng([seed, hidden])
+        return {"pre_net": linear(rng, features, hidden), "post_net": linear(rng, hidden, classes)}
 
     return [start(hidden) for _, hidden in cfg.points]
 

@@ -41,11 +41,13 @@ def case(request):
     }
 
 
+@jax.jit
 def logits(params, features, mask):
     hidden, classes = params["post_net"]["kernel"].shape
     return DownstreamHead(hidden, classes).apply({"params": params}, features, mask)
 
 
+@jax.jit
 def loss_and_grads(params, features, mask, labels):
     def loss(p):
         log_probs = jax.nn.log_softmax(jnp.asarray(logits(p, features, mask)))

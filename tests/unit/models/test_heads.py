@@ -9,7 +9,7 @@ from c2ser_jax.models.heads import (
     length_mask,
     masked_mean,
     nonzero_sum_mask,
-    packed_mean,
+    packed_logits,
 )
 
 LENGTHS = [7, 3, 5]
@@ -25,13 +25,14 @@ def features():
 @pytest.fixture(scope="module")
 def params(features):
     head = DownstreamHead(HIDDEN, CLASSES)
-    boxed = head.init(jax.random.key(1), features, length_mask(LENGTHS, features.shape[1]))
+    mask = length_mask(LENGTHS, features.shape[1])
+    boxed = jax.jit(head.init)(jax.random.key(1), features, mask)
     return nn.meta.unbox(boxed)["params"]
 
 
-def padded_logits(params, features, mask, **kwargs):
+def padded_logits(params, features, mask):
     hidden, classes = params["post_net"]["kernel"].shape
-    return DownstreamHead(hidden, classes).apply({"params": params}, features, mask, **kwargs)
+    return jax.jit(DownstreamHead(hidden, classes).apply)({"params": params}, features, mask)
 
 
 def packed(features):
@@ -59,25 +60,26 @@ def test_padding_does_not_change_logits_but_a_shifted_mask_does(params, features
     assert np.abs(shifted - logits).max() > 1e-3
 
 
-def test_packed_frames_give_the_padded_logits_and_gradients(params, features):
+@pytest.mark.parametrize("chunk", [4, 100])
+def test_packed_frames_give_the_padded_logits_and_gradients(params, features, chunk):
     mask = length_mask(LENGTHS, features.shape[1])
     frames, rows = packed(features)
     frames = np.pad(frames, ((0, 6), (0, 0)), constant_values=7.0)
     rows = np.pad(rows, (0, 6), constant_values=len(LENGTHS))
-    head = DownstreamHead(HIDDEN, CLASSES)
 
-    def loss(p, packing):
-        if packing:
-            logits = head.apply({"params": p}, frames, rows=rows, count=len(LENGTHS))
+    def loss(p, rows):
+        if rows is None:
+            logits = jnp.asarray(padded_logits(p, features, mask))
         else:
-            logits = head.apply({"params": p}, features, mask)
-        return jnp.sum(jnp.sin(jnp.asarray(logits))), logits
+            logits = packed_logits(p, frames, rows, len(LENGTHS), chunk=chunk)
+        return jnp.sum(jnp.sin(logits)), logits
 
-    (_, expected), grads = jax.value_and_grad(loss, has_aux=True)(params, False)
-    (_, logits), packed_grads = jax.value_and_grad(loss, has_aux=True)(params, True)
+    both = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, expected), grads = both(params, None)
+    (_, logits), packed_grads = both(params, rows)
     np.testing.assert_allclose(logits, expected, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), packed_grads, grads)
-    wrong = head.apply({"params": params}, frames, rows=np.roll(rows, 1), count=len(LENGTHS))
+    (_, wrong), _ = both(params, np.roll(rows, 1))
     assert np.abs(np.asarray(wrong) - np.asarray(logits)).max() > 1e-3
 
 
@@ -85,35 +87,31 @@ def test_an_utterance_without_frames_is_finite(params, features):
     mask = length_mask([0, 3, 5], features.shape[1])
     assert np.isfinite(padded_logits(params, features, mask)).all()
     np.testing.assert_array_equal(masked_mean(jnp.ones((1, 3, 2)), jnp.zeros((1, 3), bool)), 0)
-    np.testing.assert_array_equal(packed_mean(jnp.ones((3, 2)), jnp.full(3, 2), 2), 0)
+    frames, rows = packed(features)
+    logits = packed_logits(params, frames, rows, len(LENGTHS) + 1)
+    np.testing.assert_allclose(logits[-1], params["post_net"]["bias"], atol=1e-7)
 
 
 def test_switched_off_units_make_the_wide_head_a_narrow_one(params, features):
-    mask = length_mask(LENGTHS, features.shape[1])
-    narrow = jax.tree.map(np.asarray, params)
-    rng = np.random.default_rng(3)
-    extra = 5
+    rng, extra = np.random.default_rng(3), 5
+    pre, post = params["pre_net"], params["post_net"]
+    more = rng.standard_normal((WIDTH, extra)), rng.standard_normal((extra, CLASSES))
     wide = {
         "pre_net": {
-            "kernel": np.concatenate(
-                [narrow["pre_net"]["kernel"], rng.standard_normal((WIDTH, extra))], axis=1
-            ),
-            "bias": np.concatenate([narrow["pre_net"]["bias"], np.ones(extra)]),
+            "kernel": np.concatenate([pre["kernel"], more[0]], axis=1).astype(np.float32),
+            "bias": np.concatenate([pre["bias"], np.ones(extra)]).astype(np.float32),
         },
         "post_net": {
-            "kernel": np.concatenate(
-                [narrow["post_net"]["kernel"], rng.standard_normal((extra, CLASSES))]
-            ),
-            "bias": narrow["post_net"]["bias"],
+            "kernel": np.concatenate([post["kernel"], more[1]]).astype(np.float32),
+            "bias": post["bias"],
         },
     }
-    wide = jax.tree.map(lambda x: np.asarray(x, np.float32), wide)
     units = np.repeat([1.0, 0.0], [HIDDEN, extra]).astype(np.float32)
-    expected = padded_logits(narrow, features, mask)
-    np.testing.assert_allclose(
-        padded_logits(wide, features, mask, units=units), expected, atol=1e-6
-    )
-    assert np.abs(padded_logits(wide, features, mask) - expected).max() > 1e-2
+    frames, rows = packed(features)
+    expected = packed_logits(params, frames, rows, len(LENGTHS))
+    got = packed_logits(wide, frames, rows, len(LENGTHS), units=units)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert np.abs(packed_logits(wide, frames, rows, len(LENGTHS)) - expected).max() > 1e-2
 
 
 def test_published_mask_loses_a_frame_that_sums_to_zero(features):
@@ -131,9 +129,9 @@ def test_weights_start_as_torch_linear_does(params):
 
 
 def test_parameters_carry_logical_axis_names(features):
-    boxed = DownstreamHead(HIDDEN, CLASSES).init(
-        jax.random.key(0), features, length_mask(LENGTHS, features.shape[1])
-    )["params"]
+    mask = length_mask(LENGTHS, features.shape[1])
+    init = DownstreamHead(HIDDEN, CLASSES).init
+    boxed = jax.eval_shape(init, jax.random.key(0), features, mask)["params"]
     assert boxed["pre_net"]["kernel"].names == ("embed_in", "mlp")
     assert boxed["post_net"]["kernel"].names == ("mlp", "classes")
     assert boxed["post_net"]["bias"].names == ("classes",)
