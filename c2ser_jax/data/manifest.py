@@ -90,9 +90,10 @@ def check_unique_ids(utterances: Sequence[Utterance]) -> None:
     """Raises `UserError` naming the first id that occurs twice and both its files."""
     seen: dict[str, Utterance] = {}
     for utterance in utterances:
-        other = seen.setdefault(utterance.id, utterance)
-        if other is not utterance:
+        other = seen.get(utterance.id)
+        if other is not None:
             raise UserError(
                 f"the id {utterance.id!r} occurs twice ({other.path} and {utterance.path}); "
                 "give every utterance its own id"
             )
+        seen[utterance.id] = utterance
