@@ -1,10 +1,10 @@
 """From a run's `data` section to audio, labels and folds."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from c2ser_jax.config import CorpusConfig
 from c2ser_jax.data import splits
+from c2ser_jax.data.corpora.registry import prepare_corpus
 from c2ser_jax.data.labels import label_set
 from c2ser_jax.data.manifest import Utterance, read_manifest
 from c2ser_jax.data.sources import FileSource, MemorySource, Source
@@ -24,9 +24,7 @@ def read_corpus(cfg: CorpusConfig) -> Source:
         return FileSource(read_manifest(cfg.manifest, root=cfg.root or None))
     if not cfg.root:
         raise UserError(f"data.corpus is {cfg.corpus!r}: name its folder with --data.root DIR")
-    from c2ser_jax.data import corpora
-
-    return FileSource(corpora.prepare(cfg.corpus, Path(cfg.root)))
+    return FileSource(prepare_corpus(cfg.corpus, cfg.root).utterances)
 
 
 def corpus_labels(cfg: CorpusConfig, source: Source) -> list[str]:

@@ -4,13 +4,11 @@ import argparse
 import sys
 from collections import Counter
 
-from c2ser_jax.data.corpora import cremad, emodb, ravdess, savee, turevdb, urdu
-from c2ser_jax.data.corpora.corpus import Prepared, prepare
+from c2ser_jax.data.corpora.corpus import Prepared
 from c2ser_jax.data.corpora.emobox import prepare_emobox
+from c2ser_jax.data.corpora.registry import CORPORA, prepare_corpus
 from c2ser_jax.data.manifest import Utterance, write_manifest
 from c2ser_jax.errors import UserError, run_command
-
-CORPORA = {m.CORPUS.name: m.CORPUS for m in (cremad, emodb, ravdess, savee, turevdb, urdu)}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,10 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         prepared = prepare_emobox(args.root, args.lists)
         expected = len(prepared.utterances) + len(prepared.foreign)
     else:
-        special = {"emodb": emodb.prepare_emodb, "cremad": cremad.prepare_cremad}
-        corpus = CORPORA[args.corpus]
-        build = special.get(args.corpus, lambda root: prepare(corpus, root))
-        prepared, expected = build(args.root), corpus.files
+        prepared, expected = prepare_corpus(args.corpus, args.root), CORPORA[args.corpus].files
     write_manifest(args.output, prepared.utterances)
     return report(args.corpus, prepared, expected, args.output)
 
