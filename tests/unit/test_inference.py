@@ -1,6 +1,5 @@
 """`load` and the model it returns: predictions, features, and the sentences for what is wrong."""
 
-import dataclasses
 import io
 import json
 
@@ -13,7 +12,7 @@ import c2ser_jax
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.errors import UserError
 from c2ser_jax.inference import Model, load
-from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecClassifier
+from c2ser_jax.models.emotion2vec import Emotion2VecClassifier
 from tests.tiny_models import TINY, tiny_params, voice, write_tiny, write_wav
 
 LABELS = ["生气/angry", "unuse_0", "happy", "sad"]
@@ -29,11 +28,15 @@ def model(directory) -> Model:
     return c2ser_jax.load(directory)
 
 
+@jax.jit
+def _apply(params, audio):
+    samples = np.array([audio.shape[1]], np.int32)
+    return Emotion2VecClassifier(TINY, len(LABELS)).apply({"params": params}, audio, samples)
+
+
 def direct(audio):
     """(logits, output) of one clip by the module itself, without batching or statistics."""
-    module = Emotion2VecClassifier(TINY, len(LABELS))
-    params = tiny_params(TINY, len(LABELS))
-    return module.apply({"params": params}, audio[None], np.array([len(audio)], np.int32))
+    return _apply(tiny_params(TINY, len(LABELS)), audio[None])
 
 
 def test_a_prediction_is_the_softmax_of_the_used_logits(model):
@@ -108,14 +111,14 @@ def test_what_cannot_be_heard_is_one_sentence(model, tmp_path):
 
 
 def test_the_timeline_covers_the_clip_and_averages_to_the_whole(model):
-    audio = np.concatenate([voice(1.0), voice(1.1, seed=7)])
-    prediction = model(audio, rate=16000, timeline_seconds=0.5)
+    audio = np.concatenate([voice(0.5), voice(0.45, seed=7)])
+    prediction = model(audio, rate=16000, timeline_seconds=0.2)
     sections = prediction.timeline
-    assert [round(s.start, 2) for s in sections] == [0, 0.5, 1.0, 1.5, 2.0]
+    assert [round(s.start, 2) for s in sections] == [0, 0.2, 0.4, 0.6, 0.8]
     assert all(a.end == b.start for a, b in zip(sections, sections[1:], strict=False))
-    assert sections[-1].end == prediction.seconds == 2.1
+    assert sections[-1].end == prediction.seconds == 0.95
     assert all(abs(sum(s.probabilities.values()) - 1) < 1e-6 for s in sections)
-    frames, T = [25, 25, 25, 25, TINY.frames(len(audio)) - 100], TINY.frames(len(audio))
+    frames, T = [10, 10, 10, 10, TINY.frames(len(audio)) - 40], TINY.frames(len(audio))
     logs = np.array([np.log(list(s.probabilities.values())) for s in sections])
     centred = logs - logs[:, :1]
     mean = (centred * np.array(frames)[:, None]).sum(0) / T
@@ -132,12 +135,8 @@ def test_long_audio_is_windowed_with_the_statistics_of_the_whole(directory):
     # Away from the seams only the far context is missing; the quiet half shows the statistics.
     assert np.abs(frames[:100] - whole[:100]).mean() < 0.05
     assert np.abs(frames[450:] - whole[450:]).mean() < 0.05
-    mean = model.features(audio, "utterance", rate=16000)
-    np.testing.assert_allclose(mean, frames.mean(0), atol=1e-5)
     first = model.features(audio, "tokens", rate=16000, utterance_tokens="published")
     np.testing.assert_allclose(first, frames[:5], atol=1e-6)
-    assert model.features(audio, "tokens", rate=16000).shape == (5, TINY.width)
-    assert model(audio, rate=16000).seconds == 12.0
 
 
 def test_a_run_compiles_each_shape_once_and_says_so(directory):
@@ -220,8 +219,3 @@ def test_importing_the_package_does_not_import_jax():
 
     code = "import c2ser_jax, sys; assert 'jax' not in sys.modules; print(c2ser_jax.__version__)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-def test_the_tiny_model_is_no_special_case():
-    assert TINY.hop_samples == 320 and dataclasses.asdict(TINY)["width"] == 24
-    assert isinstance(Emotion2Vec(TINY), Emotion2Vec)
