@@ -18,7 +18,7 @@ def get_config() -> RunConfig:
     return RunConfig(
         name="quickstart",
         encoder=Emotion2VecConfig(
-            width=96, depth=3, prenet_depth=1, heads=4, conv_layers=STEM, normalize_waveform=True
+            width=96, depth=3, prenet_depth=1, heads=4, conv_layers=STEM, position_groups=4
         ),
         data=CorpusConfig(
             corpus="synthetic",
@@ -29,7 +29,7 @@ def get_config() -> RunConfig:
             task=PretrainConfig(
                 category_weight=1.0,
                 data2vec=Data2VecConfig(
-                    clone_batch=2, average_top_k_layers=3, decoder_width=64, decoder_depth=2
+                    clone_batch=2, average_top_k_layers=3, decoder_width=64, decoder_depth=2, decoder_groups=4
                 ),
             ),
             batches=DataConfig(batch_seconds=48.0, buckets=2, max_seconds=3.0, cache=True),

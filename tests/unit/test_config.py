@@ -1,0 +1,75 @@
+"""Config files load with or without .py; mistakes are one sentence before anything is allocated."""
+
+from pathlib import Path
+
+import pytest
+
+from c2ser_jax import train
+from c2ser_jax.config import CorpusConfig, RunConfig, load_run
+from c2ser_jax.errors import UserError
+from c2ser_jax.run import _difference
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda path: path.stem)
+def test_every_config_file_gives_a_run(path):
+    run = load_run(path)
+    assert run.configured_stages() and run == load_run(path.with_suffix(""))
+
+
+def test_overrides_reach_every_part():
+    run = load_run(
+        CONFIGS / "quickstart",
+        ["--pretrain.task.data2vec.clone_batch", "3", "--mesh.fsdp", "2", "--stages", "probe"],
+    )
+    assert run.pretrain is not None and run.pretrain.task.data2vec.clone_batch == 3
+    assert run.mesh.fsdp == 2 and run.configured_stages() == ("probe",)
+
+
+@pytest.mark.parametrize(
+    "overrides, sentence",
+    [
+        (["--pretrain.loop.stepz", "3"], "--pretrain.loop.steps"),
+        (["--pretrain.loop.steps", "many"], "--pretrain.loop.steps many"),
+        (["--encoder.heads", "5"], "not a multiple of heads 5"),
+        (["--data.corpus", "manifest"], "data.manifest names no file"),
+        (["--stages", "classify"], "does not configure"),
+        (["--data.test_share", "1.5"], "between 0 and 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_says_what_to_change(overrides, sentence):
+    with pytest.raises(UserError) as caught:
+        load_run(CONFIGS / "quickstart.py", overrides)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_config_file_that_is_none_is_refused(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "other.py").write_text("def get_config():\n    return 3\n")
+    for name, sentence in [("empty", "get_config"), ("other", "int"), ("absent", "no config")]:
+        with pytest.raises(UserError, match=sentence):
+            load_run(tmp_path / name)
+
+
+def test_the_command_needs_a_config():
+    with pytest.raises(UserError, match="--config is missing"):
+        train.main([])
+
+
+def test_help_lists_every_setting(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--config", str(CONFIGS / "quickstart"), "--help"])
+    assert caught.value.code == 0
+    assert "--pretrain.optimizer.learning_rate" in capsys.readouterr().out
+
+
+def test_the_first_difference_of_two_runs_is_named():
+    before, now = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}
+    assert _difference(before, now) == "a.c (2 there, 3 now)"
+
+
+def test_a_corpus_needs_its_lists():
+    with pytest.raises(UserError, match="data.lists"):
+        CorpusConfig(corpus="emodb", root="x", protocol="lists")
+    assert RunConfig().configured_stages() == ()
