@@ -15,6 +15,7 @@ from c2ser_jax.errors import UserError
 
 _INK, _MUTED, _GRID = "#1f2430", "#6b7280", "#e5e7eb"
 _LINES = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
+_TERMS = ("frame", "utterance", "category", "classification")
 _SCORES = ("wa", "ua", "wf1", "macro_f1", "micro_f1", "accuracy")
 
 
@@ -111,7 +112,8 @@ def read_curves(records: Path | str | Iterable[Mapping[str, Any]]) -> dict[str, 
     """Collects {name: float64[points, 2]} of (step, value) from metrics.jsonl or its records.
 
     Every finite number of a record that has a `step` is a point; nested mappings give names joined
-    with "/". A last line cut off by an interrupted run is left out.
+    with "/", and a row's `kind` goes in front unless it is "train". A last line cut off by an
+    interrupted run is left out.
 
     Raises:
         UserError: the file is missing or a line before its last is not JSON.
@@ -122,8 +124,9 @@ def read_curves(records: Path | str | Iterable[Mapping[str, Any]]) -> dict[str, 
     for record in records:
         if not isinstance(record.get("step"), (int, float)):
             continue
-        for name, value in _numbers(record):
-            if name != "step":
+        kind = record.get("kind", "train")
+        for name, value in _numbers(record, "" if kind == "train" else f"{kind}/"):
+            if name.rsplit("/", 1)[-1] != "step":
                 points.setdefault(name, []).append((float(record["step"]), value))
     return {name: np.asarray(rows) for name, rows in points.items()}
 
@@ -155,11 +158,18 @@ def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
 
 def _panels(curves: Mapping[str, np.ndarray]) -> list[tuple[str, list[str]]]:
     """Which curves share a panel: loss terms, scores, then the learning rate."""
-    loss = [n for n in curves if "loss" in n.lower() and "scale" not in n.lower()]
-    scores = [n for n in curves if n.rsplit("/", 1)[-1].lower() in _SCORES]
-    rates = [n for n in curves if n.rsplit("/", 1)[-1].lower() in ("learning_rate", "lr")]
-    panels = [("loss", loss), ("score", scores), ("learning rate", rates)]
+    last = {name: name.rsplit("/", 1)[-1].lower() for name in curves}
+    panels = [
+        ("loss", [n for n in curves if _is_loss(n)]),
+        ("score", [n for n in curves if last[n] in _SCORES]),
+        ("learning rate", [n for n in curves if last[n] == "learning_rate"]),
+    ]
     return [(title, names) for title, names in panels if names]
+
+
+def _is_loss(name: str) -> bool:
+    last = name.rsplit("/", 1)[-1].lower()
+    return "loss" in last or last in _TERMS
 
 
 def curves_picture(
@@ -171,12 +181,13 @@ def curves_picture(
 ) -> Path:
     """Draws training curves over steps from `metrics.jsonl` (a path, or its records).
 
-    By default one panel for everything named "loss", one for scores (wa, ua, ...), one for the
-    learning rate; `panels` {title: names} chooses otherwise. Losses of long runs are drawn pale
+    By default one panel for the loss and its terms, one for scores (wa, ua, ...), one for the
+    learning rate; `panels` {title: names} chooses otherwise. A run too short to have logged gives
+    an empty picture that says so. Losses of long runs are drawn pale
     with their running mean on top. Returns the path written.
 
     Raises:
-        UserError: no such file, or nothing in it to draw.
+        UserError: no such file, or none of the names in `panels` is in it.
     """
     curves = read_curves(records)
     chosen = (
@@ -185,17 +196,18 @@ def curves_picture(
         else _panels(curves)
     )
     chosen = [(panel, names) for panel, names in chosen if names]
-    if not chosen:
+    if panels and not chosen:
         raise UserError(
             f"there is no curve to draw for {path}: found the names {sorted(curves) or 'none'}."
         )
-    losses = {name for name in curves if "loss" in name.lower()}
-    figure = _figure(5.2 * len(chosen) + 0.4, 3.9)
+    figure = _figure(5.2 * max(1, len(chosen)) + 0.4, 3.9)
+    if not chosen:
+        figure.text(0.5, 0.5, "nothing was logged", ha="center", color=_MUTED)
     for position, (panel, names) in enumerate(chosen, 1):
         axes = figure.add_subplot(1, len(chosen), position)
         for index, name in enumerate(names):
             color = _LINES[index % len(_LINES)]
-            _draw_curve(axes, curves[name], name, color, smooth=name in losses)
+            _draw_curve(axes, curves[name], name, color, smooth=_is_loss(name))
         axes.set_title(panel, color=_INK, fontsize=10, loc="left")
         axes.set_xlabel("step", color=_MUTED)
         axes.grid(color=_GRID, linewidth=0.8)

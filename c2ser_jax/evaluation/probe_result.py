@@ -30,7 +30,7 @@ class FoldResult:
     sizes: dict[str, int]
     """Utterances in train, dev and test."""
     chosen: dict[str, Any]
-    """learning_rate, hidden, epoch, dev_score"""
+    """learning_rate, hidden, epoch, dev_score; empty when there was nothing to choose."""
     grid: list[dict[str, Any]]
     """The same for every grid point."""
     metrics: dict[str, Any]
@@ -84,6 +84,7 @@ class ProbeResult:
         chosen = {
             fold.name: "{learning_rate:g} × {hidden}, epoch {epoch}".format(**fold.chosen)
             for fold in self.folds
+            if fold.chosen
         }
         by_fold = {fold.name: fold.metrics for fold in self.folds}
         return {

@@ -49,13 +49,14 @@ def records(steps=60):
             "ok": True,
             "broken": float("nan"),
         }
-    yield {"step": steps, "evaluate": {"ua": 0.5}}
+    yield {"kind": "evaluate", "step": steps, "ua": 0.5, "loss": 3.0}
     yield {"note": "no step"}
 
 
 def test_curves_are_read_from_nested_records():
     curves = read_curves(records())
-    assert set(curves) == {"loss", "terms/frame_loss", "learning_rate", "evaluate/ua"}
+    names = {"loss", "terms/frame_loss", "learning_rate", "evaluate/ua", "evaluate/loss"}
+    assert set(curves) == names
     assert curves["loss"].shape == (60, 2)
     np.testing.assert_allclose(curves["terms/frame_loss"][10], [10, 0.9])
 
@@ -79,4 +80,18 @@ def test_curves_picture_draws_every_panel(tmp_path):
     )
     assert picture.shape[1] > 2 * alone.shape[1]
     with pytest.raises(UserError, match="no curve to draw"):
-        curves_picture([{"step": 1, "seconds": 3.0}], tmp_path / "x.png")
+        curves_picture(list(records()), tmp_path / "x.png", panels={"loss": ["gone"]})
+    empty = pixels(curves_picture([{"step": 1, "seconds": 3.0}], tmp_path / "empty.png"))
+    assert empty.shape == alone.shape and (empty != alone).any()
+
+
+def test_the_terms_of_a_pretraining_row_share_the_panel_of_the_loss(tmp_path):
+    rows = [
+        {"kind": "train", "step": s, "loss": 8.0 / s, "frame": 4.0, "utterance": 5.0, "seconds": 9}
+        for s in (5, 10, 15)
+    ]
+    whole = pixels(curves_picture(rows, tmp_path / "a.png"))
+    named = {"loss": ["loss", "frame", "utterance"]}
+    np.testing.assert_array_equal(
+        whole, pixels(curves_picture(rows, tmp_path / "b.png", panels=named))
+    )

@@ -173,3 +173,9 @@ def test_report_folder_says_what_the_result_says(result, tmp_path):
     page = written["report.md"].read_text("utf-8")
     assert page.startswith("# Toy corpus\n") and "without s3" in page and "confusion.png" in page
     assert f"{100 * result.metrics['ua']:.1f}" in result.table()
+
+
+def test_a_fold_without_a_choice_is_reported_without_one(result):
+    plain = replace(result, folds=[replace(fold, chosen={}, grid=[]) for fold in result.folds])
+    assert "chosen on development" in result.table()
+    assert "chosen on development" not in plain.table() and "without s0" in plain.table()
