@@ -34,6 +34,7 @@ __all__ = [
     "BadAudio",
     "RunningScan",
     "audio_sha256",
+    "check_not_silent",
     "from_array",
     "probe_audio",
     "read_audio",
@@ -105,10 +106,8 @@ class RunningScan:
     def result(self, *, min_samples: int = MIN_SAMPLES, allow_silent: bool = True) -> AudioScan:
         """Returns the scan; `BadAudio` when the audio was too short, or silent and that counts."""
         _check_length(self.samples, min_samples, self._name)
-        if not allow_silent and self._high - self._low < _SILENT_RANGE:
-            raise BadAudio(
-                self._name, "silent", "all samples are the same (silence); remove it from the list"
-            )
+        if not allow_silent:
+            check_not_silent(self._low, self._high, self._name)
         variance = self._squares / self.samples
         return AudioScan(self.samples, float(self._mean), float(variance), self._hash.hexdigest())
 
@@ -139,10 +138,8 @@ def read_audio(
     )
     audio = blocks[0] if len(blocks) == 1 else np.concatenate(blocks or [np.zeros(0, np.float32)])
     _check_length(len(audio), min_samples, name)
-    if not allow_silent and audio.max() - audio.min() < _SILENT_RANGE:
-        raise BadAudio(
-            name, "silent", "all samples are the same (silence); remove it from the list"
-        )
+    if not allow_silent:
+        check_not_silent(float(audio.min()), float(audio.max()), name)
     return audio
 
 
@@ -240,6 +237,13 @@ def from_array(array: Any, rate: int, *, name: str = "array") -> np.ndarray:
         audio = soxr.resample(audio, rate, SAMPLE_RATE, quality="HQ")
     _check_length(len(audio), MIN_SAMPLES, name)
     return np.ascontiguousarray(audio)
+
+
+def check_not_silent(low: float, high: float, name: str) -> None:
+    """Raises `BadAudio` when the extreme samples differ by less than half a 16-bit step."""
+    if high - low < _SILENT_RANGE:
+        detail = "all samples are the same (silence); remove it from the list, or allow silence"
+        raise BadAudio(name, "silent", detail)
 
 
 def audio_sha256(audio: np.ndarray) -> str:

@@ -93,17 +93,18 @@ class BatchPlan:
         self._members = [np.flatnonzero(bucket == k) for k in range(len(edges))]
         self._groups = None if groups is None else np.asarray(groups)
         self._shares = None if shares is None else np.asarray(shares, np.float64)
-        self._cached: tuple[int, list[PlannedBatch]] | None = None
+        self._recent: dict[int, list[PlannedBatch]] = {}
         self.steps_per_epoch = self._count()
 
     def batch(self, step: int) -> PlannedBatch:
         """Returns the batch of a step, counted from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        cached = self._cached
-        if cached is None or cached[0] != epoch:
-            cached = (epoch, self.epoch(epoch))
-            self._cached = cached
-        return cached[1][place]
+        batches = self._recent.get(epoch)
+        if batches is None:  # two epochs are kept: reading ahead crosses from one to the next
+            batches = self.epoch(epoch)
+            self._recent = {e: b for e, b in self._recent.items() if e == epoch - 1}
+            self._recent[epoch] = batches
+        return batches[place]
 
     def epoch(self, epoch: int) -> list[PlannedBatch]:
         """Returns all batches of an epoch, in order."""

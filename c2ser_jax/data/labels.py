@@ -136,10 +136,10 @@ def map_labels(
 def unknown_label(label: str, classes: Sequence[str]) -> str:
     """The sentence for a label that is no class."""
     near = difflib.get_close_matches(label.lower(), [c.lower() for c in classes], n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"did you mean {near[0]!r}? Else " if near else ""
     return (
-        f"the label {label!r} is not one of the classes {', '.join(classes)}{hint} "
-        "Add it to the classes, or map it in the list."
+        f"the label {label!r} is not one of the classes {', '.join(classes)}; {hint}"
+        "add it to the classes, or map it in the list"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from c2ser_jax.data.audio import SAMPLE_RATE, BadAudio
+from c2ser_jax.data.audio import SAMPLE_RATE, BadAudio, check_not_silent
 from c2ser_jax.data.augmentation import AugmentConfig, augment, mix_piece
 from c2ser_jax.data.batching import BatchPlan, bucket_edges, bucket_rows, evaluation_batches
 from c2ser_jax.data.labels import map_labels
@@ -220,7 +220,10 @@ class TrainingData:
         try:
             if spare > 0:
                 return self._source.load_piece(self._kept[row], start, limit)[:limit]
-            return self._source.load(self._kept[row])[0][:limit]
+            audio = self._source.load(self._kept[row])[0]
+            if self.cfg.scan == "header" and not self.cfg.allow_silent:
+                check_not_silent(float(audio.min()), float(audio.max()), self.rows[row].path)
+            return audio[:limit]
         except BadAudio as error:
             bad.append(BadFile.of(self.rows[row], error))
             return np.zeros(0, np.float32)

@@ -1,6 +1,7 @@
 """Audio for inference: order kept, long recordings whole through their windows, memory bounded."""
 
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -159,8 +160,9 @@ def test_reading_ahead_is_bounded_and_stops_when_the_caller_stops(tmp_path, monk
     monkeypatch.setattr(loading, "_look", counted)
     items = iterate_audio(rows, threads=2)
     next(items)
-    items.close()
+    time.sleep(0.3)  # time enough to read all 40
     assert 1 <= len(looked) <= 5
+    items.close()
 
 
 @pytest.mark.parametrize(("window", "overlap"), [(0.5, 0.0), (4.0, 3.0), (4.0, -1.0)])
