@@ -1,8 +1,19 @@
 """The two convolutions of the emotion2vec family, each in the form that is fast on its backend.
 
+GPU and TPU run XLA's convolution and its gradients as they are. XLA:CPU hands a convolution to a
+matrix product only when it is ungrouped, laid out [B, N, Cin] x [K, Cin, Cout], and for any
+other layout when it stands outside every loop; the rest runs in a plain loop, 5 (grouped, backward)
+to 100 times (any gradient inside a `lax.scan`) slower. So on CPU groups are convolved one by one
+and gradients are written out in layouts it takes. The platform is chosen while lowering: a program
+exported for another one holds that one's form. The CPU forms have reverse-mode gradients only.
+
 Shapes: B batch, N input length, T output length, K kernel, Cin and Cout channels, G groups.
 """
 
+import functools
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -12,43 +23,115 @@ def strided_conv(x, kernel, *, stride: int):
 
     T = (N - K) // stride + 1.
     """
-    # XLA's own convolution on every backend: on a CPU it runs at the rate of a matrix product
-    # (0.9 to 1.0 of it over 512 channels), where strided slices and products lose a third.
-    return _convolve(x, kernel, stride, "VALID")
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _strided_on_cpu(x, kernel, stride),
+        default=lambda x, kernel: convolve(x, kernel, stride=stride),
+    )
 
 
 def grouped_conv(x, kernel, *, groups: int):
     """Convolves with zero padding that keeps the length, for odd K.
 
     float[B, T, Cin], float[K, Cin // G, Cout] -> float[B, T, Cout]: output channel c reads the
-    input channels of group c // (Cout // G). The platform is chosen while lowering, so a program
-    exported for another one gets that one's form.
+    input channels of group c // (Cout // G).
     """
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: _convolve_by_group(x, kernel, groups),
-        default=lambda x, kernel: _convolve(x, kernel, 1, "SAME", groups),
+        cpu=lambda x, kernel: _grouped_on_cpu(x, kernel, groups),
+        default=lambda x, kernel: convolve(x, kernel, padding="SAME", groups=groups),
     )
 
 
-def _convolve_by_group(x, kernel, groups: int):
-    """G ordinary convolutions beside each other.
+Padding = str | Sequence[tuple[int, int]]
 
-    XLA:CPU hands an ordinary convolution and its gradients to a matrix product, but runs the
-    gradients of a grouped one in a plain loop: 768 channels in 16 groups, K = 19, cost 5 times as
-    much forward and backward.
+
+def convolve(
+    x, kernel, *, stride=1, padding: Padding = "VALID", groups: int = 1, input_dilation: int = 1
+):
+    """XLA's convolution: float[B, N, Cin], float[K, Cin // G, Cout] -> float[B, T, Cout].
+
+    `padding` is "VALID", "SAME" or [(before, behind)]; input_dilation - 1 zeros are put between
+    the inputs before they are padded.
     """
-    pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-    return jnp.concatenate([_convolve(part, weights, 1, "SAME") for part, weights in pairs], -1)
-
-
-def _convolve(x, kernel, stride: int, padding: str, groups: int = 1):
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride,),
         padding,
+        (input_dilation,),
         dimension_numbers=("NWC", "WIO", "NWC"),
         feature_group_count=groups,
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _strided_on_cpu(x, kernel, stride: int):
+    return convolve(x, kernel, stride=stride)
+
+
+def _strided_forward(x, kernel, stride: int):
+    return convolve(x, kernel, stride=stride), (x, kernel)
+
+
+def _strided_backward(stride: int, saved, dy):
+    x, kernel = saved
+    K, Cin, Cout = kernel.shape
+    B, T, _ = dy.shape
+    used = (T - 1) * stride + 1
+    behind = x.shape[1] - used
+    dx = convolve(dy, _reversed(kernel), padding=[(K - 1, behind)], input_dilation=stride)
+    taps = [lax.slice_in_dim(x, k, k + used, stride, 1).reshape(B * T, Cin) for k in range(K)]
+    dy = dy.reshape(B * T, Cout)
+    if Cin < 64:  # too narrow for a product of its own: one over all taps, 3 to 5 times as fast
+        return dx, (jnp.concatenate(taps, -1).T @ dy).reshape(K, Cin, Cout)
+    return dx, jnp.stack([tap.T @ dy for tap in taps])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _grouped_on_cpu(x, kernel, groups: int):
+    # A loop over groups and not G convolutions: as fast, and compiled once instead of G times.
+    parts = lax.map(
+        lambda part: convolve(*part, padding="SAME"), (_split(x, groups), _split(kernel, groups))
+    )
+    return _join(parts)
+
+
+def _grouped_forward(x, kernel, groups: int):
+    return _grouped_on_cpu(x, kernel, groups), (x, kernel)
+
+
+def _grouped_backward(groups: int, saved, dy):
+    pad = saved[1].shape[0] // 2
+
+    def one_group(part):
+        x, kernel, dy = part
+        dx = convolve(dy, _reversed(kernel), padding="SAME")
+        # Channels as the batch, rows as the channels: [Cin, T, B] x [T, B, Cout] -> [Cin, K, Cout].
+        dk = convolve(x.transpose(2, 1, 0), dy.transpose(1, 0, 2), padding=[(pad, pad)])
+        return dx, dk.transpose(1, 0, 2)
+
+    dx, dk = lax.map(one_group, tuple(_split(a, groups) for a in (*saved, dy)))
+    return _join(dx), _join(dk)
+
+
+_strided_on_cpu.defvjp(_strided_forward, _strided_backward)
+_grouped_on_cpu.defvjp(_grouped_forward, _grouped_backward)
+
+
+def _reversed(kernel):
+    """The kernel that carries gradients back: [K, Cin, Cout] -> [K, Cout, Cin], taps reversed."""
+    return kernel[::-1].transpose(0, 2, 1)
+
+
+def _split(x, groups: int):
+    """[a, b, G * c] -> [G, a, b, c]."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], groups, -1), 2, 0)
+
+
+def _join(parts):
+    """[G, a, b, c] -> [a, b, G * c]."""
+    joined = jnp.moveaxis(parts, 0, 2)
+    return joined.reshape(*joined.shape[:2], -1)
