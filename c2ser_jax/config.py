@@ -39,7 +39,7 @@ class CorpusConfig:
     manifest: str = ""
     """For `manifest`: the list of utterances."""
     protocol: Literal["speakers", "loso", "lists"] = "speakers"
-    """`speakers`: one speaker-disjoint split; `loso`: one speaker left out; `lists`: EmoBox folds."""
+    """`speakers`: one speaker-disjoint split; `loso`: leave one out; `lists`: EmoBox's folds."""
     lists: str = ""
     """For `lists`: the folder with fold_1, fold_2, … of EmoBox."""
     folds: tuple[str, ...] = ()
@@ -68,7 +68,14 @@ class PretrainStage:
     task: PretrainConfig = field(default_factory=PretrainConfig)
     batches: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(ema_decay=0.999))
+
+    def __post_init__(self):
+        if not self.loop.ema_decay:
+            raise UserError(
+                "pretraining needs a teacher: set pretrain.loop.ema_decay, say to 0.999"
+            )
+        _check_warmup("pretrain", self.optimizer, self.loop)
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,9 @@ class ClassifyStage:
     batches: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self):
+        _check_warmup("classify", self.optimizer, self.loop)
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,14 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
       UserError: no such file, no `get_config`, or an override that does not fit.
     """
     return apply_overrides(_import_config(Path(path)), overrides)
+
+
+def _check_warmup(stage: str, optimizer: OptimizerConfig, loop: LoopConfig) -> None:
+    if optimizer.warmup_steps > loop.steps:
+        raise UserError(
+            f"{stage}.optimizer.warmup_steps is {optimizer.warmup_steps} but {stage}.loop.steps is "
+            f"{loop.steps}; the warm-up must end within the run"
+        )
 
 
 def _import_config(path: Path) -> RunConfig:

@@ -34,6 +34,8 @@ def test_overrides_reach_every_part():
         (["--pretrain.loop.steps", "many"], "--pretrain.loop.steps many"),
         (["--encoder.heads", "5"], "not a multiple of heads 5"),
         (["--data.corpus", "manifest"], "data.manifest names no file"),
+        (["--pretrain.loop.steps", "5"], "warm-up must end within"),
+        (["--pretrain.loop.ema_decay", "0"], "needs a teacher"),
         (["--stages", "classify"], "does not configure"),
         (["--data.test_share", "1.5"], "between 0 and 1"),
     ],
