@@ -42,13 +42,20 @@ sys.exit(code)
 """
 
 
-def write_checkpoint(path: Path, cfg: Emotion2VecConfig, *, moments: bool = True) -> dict:
-    """Writes random weights in FunASR's layout, one tensor in memory at a time; returns shapes."""
+def write_checkpoint(
+    path: Path, cfg: Emotion2VecConfig, *, moments: bool = True, constant: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Writes weights in FunASR's layout, one in memory at a time; returns our parameters' shapes.
+
+    Random weights, or with `constant` a quick 0.5; `moments` adds Adam's state.
+    """
     shapes = target_shapes(cfg, CLASSES, None)
     state: OrderedDict[str, OutTensor] = OrderedDict()
 
     def random(shape: tuple[int, ...], seed: int) -> OutTensor:
         def make() -> np.ndarray:
+            if constant:
+                return np.full(shape, 0.5, np.float32)
             return np.random.default_rng(seed).standard_normal(shape, np.float32) * 0.02
 
         return OutTensor(shape, np.dtype(np.float32), make)
@@ -79,7 +86,8 @@ def measure(arguments: list[str]) -> tuple[float, int]:
     """(seconds, bytes of peak memory above the imports) of one conversions command."""
     begin = time.perf_counter()
     command = [sys.executable, "-c", _CHILD, *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    root = Path(__file__).resolve().parent.parent
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     if ran.returncode:
         raise RuntimeError(ran.stdout + ran.stderr)
     _, before, after = ran.stdout.strip().splitlines()[-1].split()

@@ -5,6 +5,7 @@ K kernel, E extra tokens, H heads.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -188,10 +189,14 @@ def _decoder(shape: dict[str, tuple[int, ...]], width: int | None) -> dict[str, 
     }
 
 
+@functools.lru_cache(maxsize=8)
 def target_shapes(
     cfg: Emotion2VecConfig, classes: int | None, pretraining: Data2VecConfig | None
 ) -> dict[str, tuple[int, ...]]:
-    """{"encoder/…": shape} of the model's own parameters, from tracing it with shapes alone."""
+    """{"encoder/…": shape} of the model's own parameters, from tracing it with shapes alone.
+
+    Tracing takes about half a second, so the last models are remembered; don't change the result.
+    """
     samples = cfg.receptive_samples
 
     def create() -> dict[str, Any]:

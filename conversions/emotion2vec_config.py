@@ -56,8 +56,7 @@ def source_config(tree: Any, document: Any, where: str) -> SourceConfig:
     model = _table(cfg, "model")
     if inner := _table(_table(model, "d2v_args"), "model"):
         model = inner
-    place = "the file's own cfg" if model else "none found"
-    return _sections(model, cfg if isinstance(cfg, dict) else {}, place)
+    return _sections(model, cfg if isinstance(cfg, dict) else {}, f"{where}'s own cfg")
 
 
 class _Loader(yaml.SafeLoader):

@@ -69,7 +69,7 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:
         plain = plain_name(str(name))
         layout = "FunASR" if str(name).startswith(PREFIX) else layout
         if plain in tensors:
-            raise UserError(f"{path} holds {plain} twice, with and without {PREFIX!r}")
+            raise UserError(f"{path} holds {plain!r:.90} twice, with and without {PREFIX!r}")
         tensors[plain] = value
     parts = parts_of(tensors)
     weights = {
@@ -88,7 +88,7 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:
         own = {name: _own_note(checkpoint, name) for name in ("cfg", "labels")}
     else:
         own = checkpoint.tree if isinstance(checkpoint.tree, dict) else {}
-    source = source_config(own, document, place)
+    source = source_config(own, document, str(place or path))
     cfg, notes = encoder_config(source, parts.encoder, options.normalize)
     pretraining = None
     if parts.decoder is not None:
@@ -131,7 +131,7 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:
             "format": checkpoint.format,
             "layout": layout,
             "model": "Emotion2Vec-S" if source.is_emotion2vec_s else "emotion2vec",
-            "config": source.place,
+            "config": place.name if place else "its own cfg" if source.model else "none found",
             "notes": notes,
             "carried tensors": len(carrier.tensors),
             "known and dropped": "attributes of ordered dictionaries, devices, requires_grad",
@@ -153,16 +153,16 @@ def state_dict_of(checkpoint: Checkpoint) -> tuple[tuple[str, ...], dict[str, An
     return state_path, state
 
 
-def _config_document(path: Path, named: Path | None) -> tuple[str, Any]:
-    """(where from, parsed file or None): --config, else a config of such a model beside it."""
+def _config_document(path: Path, named: Path | None) -> tuple[Path | None, Any]:
+    """(where from, parsed file) of --config or a config beside the source; None without one."""
     if named is not None:
-        return str(named), read_yaml(named)
+        return named, read_yaml(named)
     for beside in (path.parent / "config.yaml", path.parent / "config.json"):
         if beside.is_file():
             document = read_yaml(beside)
             if isinstance(document, dict) and isinstance(document.get("model_conf"), dict):
-                return beside.name, document
-    return "", None
+                return beside, document
+    return None, None
 
 
 def _own_note(checkpoint: Checkpoint, name: str) -> Any:

@@ -208,6 +208,7 @@ def _misfit(match: Match, tensor: LazyTensor, shape: tuple[int, ...]) -> str:
 
 def _some(names: list[str], most: int = 4) -> str:
     shown = ", ".join(name[:160] for name in names[:most])
+    shown = "".join(letter if letter.isprintable() else "?" for letter in shown)
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

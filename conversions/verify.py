@@ -40,15 +40,20 @@ def verify(checkpoint: Checkpoint, directory: Path, seed: int = 0) -> int:
         f"weights: {counts['tensors']} tensors and {counts['values']} other values of "
         f"{checkpoint.path.name} compared, {len(differences)} differ"
     )
-    if importlib.util.find_spec("funasr") is None or importlib.util.find_spec("torch") is None:
+    if not has_source_implementation():
         print("features: not compared, since FunASR and torch are not installed (extra `bench`)")
         return 1 if differences else 0
     waveform = np.random.default_rng(seed).standard_normal(SAMPLES).astype(np.float32) * 0.1
-    ours = _our_features(directory, waveform)
-    theirs = _source_features(checkpoint, directory, waveform)
+    ours = our_features(directory, waveform)
+    theirs = source_features(checkpoint, directory, waveform)
     worst = float(np.abs(ours - theirs).max())
     print(f"features: {ours.shape[0]} frames beside FunASR's, largest deviation {worst:.1e}")
     return 1 if differences or not worst < TOLERANCE else 0
+
+
+def has_source_implementation() -> bool:
+    """True where FunASR and torch are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("funasr", "torch"))
 
 
 def _compare(source: Any, exported: Any, path: tuple, counts: dict[str, int], out: list) -> None:
@@ -81,7 +86,7 @@ def _equal(source: LazyTensor, exported: OutTensor) -> bool:
     return source.read().tobytes() == values.tobytes()
 
 
-def _our_features(directory: Path, waveform: np.ndarray) -> np.ndarray:
+def our_features(directory: Path, waveform: np.ndarray) -> np.ndarray:
     """Frames float32[T, D] of our encoder for float32[N]."""
     cfg = Emotion2VecConfig.from_dict(read_description(directory).model)
     params = read_params(directory)["encoder"]
@@ -90,7 +95,7 @@ def _our_features(directory: Path, waveform: np.ndarray) -> np.ndarray:
     return np.asarray(output.frames[0])
 
 
-def _source_features(checkpoint: Checkpoint, directory: Path, waveform: np.ndarray) -> np.ndarray:
+def source_features(checkpoint: Checkpoint, directory: Path, waveform: np.ndarray) -> np.ndarray:
     """Frames float32[T, D] of FunASR's encoder with the checkpoint's own tensors."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

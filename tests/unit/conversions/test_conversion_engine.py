@@ -115,6 +115,7 @@ def damaged(name, value):
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
+        ("extra\nweight", np.zeros(3, np.float32), r"unmapped source: extra\?weight"),
         ("extra.weight", np.zeros(3, np.float32), "unmapped source: extra.weight"),
         ("blocks.03.fc.bias", np.zeros(4, np.float32), "unmapped source: blocks.03.fc.bias"),
         ("scale", None, "unfilled target: scale"),
