@@ -45,6 +45,7 @@ __all__ = [
 SAMPLE_RATE = 16_000
 MIN_SAMPLES = 400  # one frame of the encoder: 25 ms
 _BLOCK_VALUES = 1 << 20  # values decoded at a time, over all channels: 4 MiB of float32
+_UNKNOWN = 1 << 60  # libsndfile's count of frames when the header does not tell
 _SILENT_RANGE = 2.0**-16  # half a step of 16-bit audio
 
 
@@ -113,9 +114,17 @@ class RunningScan:
 
 
 def probe_audio(source: AudioFile) -> AudioInfo:
-    """Reads the header only; `BadAudio` when the file is missing, empty, unreadable or cut off."""
-    with open_audio(source) as (file, _):
-        return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels, file.frames)
+    """Reads the header only; `BadAudio` when the file is missing, empty, unreadable or cut off.
+
+    A file whose header leaves the length open (a flac written to a pipe) is decoded to count.
+    """
+    with open_audio(source) as (file, name):
+        frames = file.frames
+        if frames >= _UNKNOWN:
+            step, frames = max(1, _BLOCK_VALUES // file.channels), 0
+            while count := len(_decode(file, step, name)):
+                frames += count
+        return AudioInfo(frames / file.samplerate, file.samplerate, file.channels, frames)
 
 
 def read_audio(
@@ -267,8 +276,7 @@ def _decode(file: soundfile.SoundFile, frames: int, name: str) -> np.ndarray:
 def _check_complete(file: soundfile.SoundFile, done: int, stop: int, name: str) -> None:
     """Refuses a file that ended early; an mp3's header only estimates, so it has some slack."""
     slack = 0.1 * stop + 4 * 1152 if file.format == "MP3" else 0
-    unknown = file.frames >= 1 << 60
-    if not unknown and done + slack < stop:
+    if file.frames < _UNKNOWN and done + slack < stop:
         detail = f"cut off: {done} of {stop} promised samples decode; copy it again"
         raise BadAudio(name, "unreadable", detail)
 

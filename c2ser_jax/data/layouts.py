@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from c2ser_jax.data.manifest import AUDIO_SUFFIXES, Utterance
+from c2ser_jax.data.manifest import AUDIO_SUFFIXES, Utterance, audio_files
 from c2ser_jax.errors import UserError
 
 ACCEPTED = (
@@ -231,7 +231,7 @@ def _is_audio(text: str) -> bool:
 
 def _folder(folder: Path) -> list[Utterance]:
     """All audio below; the id is the path inside the folder, joined with "-", without ending."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    found = audio_files(folder)
     if not found:
         raise UserError(f"{folder}: no audio file in this folder; {ACCEPTED}")
     inside = [path.relative_to(folder) for path in found]

@@ -86,6 +86,15 @@ def write_manifest(path: PathLike, utterances: Iterable[Utterance]) -> None:
     os.replace(part, target)
 
 
+def audio_files(folder: Path) -> list[Path]:
+    """All audio files below a folder, sorted; hidden ones (macOS leaves "._a.wav") are not."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+    )
+
+
 def check_unique_ids(utterances: Sequence[Utterance]) -> None:
     """Raises `UserError` naming the first id that occurs twice and both its files."""
     seen: dict[str, Utterance] = {}

@@ -19,6 +19,16 @@ _RATES = (1_000, 1_000_000)  # an absurd rate would need absurd memory to resamp
 AudioFile = str | os.PathLike[str] | IO[bytes]
 
 
+class _Forward(soundfile.SoundFile):
+    """A file read from front to back, without soundfile's seek after every block.
+
+    That seek fails at the end of a flac of unknown length and is inexact in mp3.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 class BadAudio(UserError):
     """An audio file that cannot be used; `reason` is one of `REASONS`."""
 
@@ -67,7 +77,7 @@ def open_audio(source: AudioFile) -> Iterator[tuple[soundfile.SoundFile, str]]:
         stream.seek(0)
         try:
             opened: Any = stream if stream is source else name  # a path decodes without the GIL
-            file = soundfile.SoundFile(opened)
+            file = _Forward(opened)
         except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
             detail = f"not readable as audio ({error_text(error)}); give wav, flac, ogg or mp3"
             raise BadAudio(name, "unreadable", detail) from None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from c2ser_jax.data.manifest import AUDIO_SUFFIXES, Utterance
+from c2ser_jax.data.manifest import Utterance, audio_files
 from c2ser_jax.errors import UserError
 
 
@@ -42,9 +42,7 @@ def prepare(corpus: Corpus, root: str | Path) -> Prepared:
         raise UserError(f"{folder}: there is no such folder; give the one that holds the audio")
     found: dict[str, Utterance] = {}
     foreign, repeated = [], []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in AUDIO_SUFFIXES:
-            continue
+    for path in audio_files(folder):
         inside = path.relative_to(folder)
         utterance = corpus.parse(inside)
         if utterance is None:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from c2ser_jax.data.corpora import cremad, emodb, ravdess, savee, turevdb, urdu
 from c2ser_jax.data.corpora.corpus import Prepared, at
 from c2ser_jax.data.labels import canonical_label
-from c2ser_jax.data.manifest import AUDIO_SUFFIXES, Utterance, read_manifest
+from c2ser_jax.data.manifest import Utterance, audio_files, read_manifest
 from c2ser_jax.errors import UserError
 
 LANGUAGES = {
@@ -138,9 +138,8 @@ def prepare_emobox(root: str | Path, lists: str | Path) -> Prepared:
         raise UserError(f"{root}: there is no such folder; give the one that holds the audio")
     rows = listed(lists)
     by_name: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in AUDIO_SUFFIXES:
-            by_name.setdefault(path.stem, []).append(path)
+    for path in audio_files(root):
+        by_name.setdefault(path.stem, []).append(path)
     found, missing = [], []
     for row in rows:
         path = PurePath(row.path)

@@ -142,6 +142,21 @@ def test_a_wav_of_unknown_length_is_not_cut_off(tmp_path):
     assert scan_audio(tmp_path / "a.wav").samples == 4000
 
 
+def test_a_flac_of_unknown_length_reads_to_its_end(tmp_path):
+    """Encoders that write to a pipe leave the number of samples at 0."""
+    soundfile.write(tmp_path / "a.flac", noise(30_000), 16000)
+    whole = read_audio(tmp_path / "a.flac")
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    data[21] &= 0xF0  # STREAMINFO: the 36 bits of the sample count
+    data[22:26] = b"\0\0\0\0"
+    (tmp_path / "a.flac").write_bytes(bytes(data))
+    assert soundfile.info(tmp_path / "a.flac").frames > 1 << 60
+    np.testing.assert_array_equal(read_audio(tmp_path / "a.flac"), whole)
+    assert probe_audio(tmp_path / "a.flac").frames == 30_000
+    piece = read_audio(tmp_path / "a.flac", start_seconds=0.5, end_seconds=1.0)
+    np.testing.assert_array_equal(piece, whole[8000:16_000])
+
+
 def test_too_short_is_less_than_one_frame(tmp_path):
     for samples, short in ((1, True), (160, True), (399, True), (400, False)):
         soundfile.write(tmp_path / "a.wav", noise(samples), 16000)

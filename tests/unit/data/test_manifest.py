@@ -110,6 +110,7 @@ def test_a_folder_names_its_files_by_their_place(corpus):
     soundfile.write(corpus / "top.flac", np.zeros(800), 16000)
     soundfile.write(corpus / "top.wav", np.zeros(800), 16000)
     (corpus / "notes.txt").write_text("no audio")
+    (corpus / "._top.wav").write_text("what macOS leaves in archives")
     assert [r.id for r in read_manifest(corpus)] == ["top.flac", "top.wav", "wav-one", "wav-two"]
 
 

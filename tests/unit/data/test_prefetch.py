@@ -17,7 +17,7 @@ from c2ser_jax.data.prefetch import Prefetched
 from steps_for_workers import make
 
 if __name__ == "__main__":
-    batches = Prefetched(make, range(7, 1 << 40), workers=2, threads=1)
+    batches = Prefetched(make, range(7, 1 << 40), workers=1, threads=1)
     print(*(int(batch["audio"][0, 0]) for batch in itertools.islice(batches, 5)))
     # Neither closed nor used up: the interpreter ends with workers and batches under way.
 """
