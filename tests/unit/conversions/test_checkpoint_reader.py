@@ -3,6 +3,7 @@
 import builtins
 import json
 import math
+import zipfile
 from collections import OrderedDict
 
 import ml_dtypes
@@ -261,3 +262,19 @@ def test_a_lazy_tensor_checks_itself(tmp_path):
     assert LazyTensor((2, 3), np.dtype(np.float32), extent, (3, 1)).contiguous
     assert not LazyTensor((2, 3), np.dtype(np.float32), extent, (1, 2)).contiguous
     assert tensor([1.0]).nbytes == 4
+
+
+def test_archives_with_64_bit_records_are_read(tmp_path, monkeypatch):
+    """Files beyond 4 GB use wider records; a lower limit makes small ones use them too."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
+    write_torch(tmp_path / "a.pt", out_tree(some_tree() | {"x": np.arange(2000)}))
+    data = (tmp_path / "a.pt").read_bytes()
+    assert b"PK\x06\x06" in data and b"PK\x06\x07" in data and b"\xff" * 8 in data
+    assert_same(open_checkpoint(tmp_path / "a.pt").tree, some_tree() | {"x": np.arange(2000)})
+    end = data.rindex(b"PK\x05\x06")
+    wide = data[: end + 8] + b"\xff" * 12 + data[end + 20 :]  # now only the 64-bit record tells
+    assert_same(open_checkpoint(write(tmp_path, "b.pt", wide)).tree["x"], np.arange(2000))
+    record = data.rindex(b"PK\x06\x06")
+    broken = wide[: record + 40] + b"\xff" * 8 + wide[record + 48 :]
+    with pytest.raises(UserError, match="table of contents"):
+        open_checkpoint(write(tmp_path, "c.pt", broken))
