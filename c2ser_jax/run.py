@@ -33,6 +33,8 @@ def execute(
         raise UserError(
             f"the run {run.name!r} configures no stage; give pretrain, classify or probe"
         )
+    if not is_main_process():
+        say = _say_nothing
     mesh = make_mesh(run.mesh)
     source = read_corpus(run.data)
     labels = corpus_labels(run.data, source)
@@ -63,10 +65,13 @@ def _report(
 ) -> ProbeResult:
     settings = to_json(getattr(run, stage))
     result = gather_folds(found, labels, [], {**settings, "seed": run.seed})
-    if is_main_process():
-        result.write(workdir / stage, title=f"{run.name}: {stage}")
+    result.write(workdir / stage, title=f"{run.name}: {stage}")
     say(f"\n{stage} on held-out test data\n\n{result.table()}\n")
     return result
+
+
+def _say_nothing(line: str) -> None:
+    del line
 
 
 def _record(run: RunConfig, workdir: Path) -> None:

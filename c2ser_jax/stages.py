@@ -68,6 +68,8 @@ class FoldRun:
 def run_fold(context: FoldRun) -> dict[str, FoldResult]:
     """Runs the fold's stages; returns the scores on its test utterances by stage.
 
+    All processes of a run train; the main one alone scores, the others return nothing.
+
     Raises:
       Stopped: a signal came; UserError: as the stages say.
     """
@@ -77,13 +79,14 @@ def run_fold(context: FoldRun) -> dict[str, FoldResult]:
         encoder = read_params(run.initial)["encoder"]
     for name in run.configured_stages():
         if name == "probe":
-            scores[name] = _probe(context)
+            if is_main_process():
+                scores[name] = _probe(context)
             continue
         stage = run.pretrain if name == "pretrain" else run.classify
         assert stage is not None
         params = _train(context, name, stage, encoder)
         encoder = params["encoder"]
-        if name == "classify":
+        if name == "classify" and is_main_process():
             scores[name] = score_model(context, context.workdir / name / "model")
     return scores
 
