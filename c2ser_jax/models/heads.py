@@ -40,7 +40,8 @@ def packed_logits(params, frames, rows, count: int, *, units=None, chunk: int = 
     compute exactly a narrower one. Returns float32[B, C].
 
     Frames are processed `chunk` at a time, so that hidden values [chunk, H] stay in a CPU's cache
-    (several times faster there; an accelerator is better served by one large chunk).
+    (several times faster there; an accelerator is better served by one large chunk), and chunks
+    without a frame to count are skipped.
     """
     kernel, bias = params["pre_net"]["kernel"], params["pre_net"]["bias"]
     chunk = min(chunk, frames.shape[0])
@@ -48,10 +49,16 @@ def packed_logits(params, frames, rows, count: int, *, units=None, chunk: int = 
     frames = jnp.pad(frames, ((0, spare), (0, 0))).reshape(-1, chunk, frames.shape[1])
     rows = jnp.pad(rows, (0, spare), constant_values=count).reshape(-1, chunk)
 
-    def add(total, part):
-        x, owner = part
+    def pool(x, owner):
         weights = jax.nn.one_hot(owner, count, axis=0, dtype=x.dtype)  # [B, chunk]
-        return total + weights @ nn.relu(x @ kernel + bias), None
+        return weights @ nn.relu(x @ kernel + bias)
+
+    def add(total, part):
+        if len(rows) == 1:
+            return total + pool(*part), None
+        nothing = jnp.zeros_like(total)
+        used = jnp.any(part[1] < count)
+        return total + jax.lax.cond(used, pool, lambda *_: nothing, *part), None
 
     total, _ = jax.lax.scan(add, jnp.zeros((count, bias.shape[0]), frames.dtype), (frames, rows))
     lengths = jnp.bincount(rows.reshape(-1), length=count + 1)[:count]
