@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import soxr
+from scipy.fft import irfft, next_fast_len, rfft
 
 from c2ser_jax.errors import UserError
 
@@ -56,13 +57,17 @@ def change_speed(audio: np.ndarray, factor: float) -> np.ndarray:
     return soxr.resample(audio, percent, 100, quality="MQ")
 
 
-def add_noise(audio: np.ndarray, snr_db: float, colour: float, rng: np.random.Generator):
+def add_noise(
+    audio: np.ndarray, snr_db: float, colour: float, rng: np.random.Generator
+) -> np.ndarray:
     """Adds noise whose power falls by f^-colour (0 white, 1 pink, 2 brown), float32[N]."""
-    noise = rng.standard_normal(len(audio), dtype=np.float32)
+    size = next_fast_len(len(audio), real=True)
+    noise = rng.standard_normal(size, dtype=np.float32)
     if colour:
-        spectrum = np.fft.rfft(noise)
-        spectrum *= np.maximum(np.arange(len(spectrum)), 1) ** (-colour / 2)
-        noise = np.fft.irfft(spectrum, len(audio))
+        spectrum = np.asarray(rfft(noise))
+        falloff = np.maximum(np.arange(len(spectrum), dtype=np.float32), 1) ** (-colour / 2)
+        noise = irfft(spectrum * falloff, size)
+    noise = np.asarray(noise)[: len(audio)]
     return mix(audio, noise, snr_db)
 
 
