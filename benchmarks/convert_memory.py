@@ -32,12 +32,17 @@ import sys
 import conversions.__main__ as command
 
 def peak():
-    with open("/proc/self/status") as file:
-        return int(next(line for line in file if line.startswith("VmHWM")).split()[1])
+    try:
+        with open("/proc/self/status") as file:
+            return int(next(line for line in file if line.startswith("VmHWM")).split()[1]) * 1024
+    except FileNotFoundError:  # macOS, where the unit is a byte
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 before = peak()
 code = command.main(sys.argv[1:])
-print("PEAK", before * 1024, peak() * 1024)
+print("PEAK", before, peak())
 sys.exit(code)
 """
 

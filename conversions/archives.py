@@ -13,7 +13,7 @@ LEGACY_PROTOCOL = 1001
 MAX_MEMBERS = 200_000
 MAX_DIRECTORY_BYTES = 64 << 20
 
-_LEAVES = (bool, int, float, str, bytes, PendingTensor)
+_LEAVES = (bool, int, float, PendingTensor)
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _END64_LOCATOR = struct.Struct("<4sLQL")

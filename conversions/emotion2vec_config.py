@@ -111,6 +111,8 @@ def encoder_config(
         raise UserError("the convolutions' strides stand nowhere; give the config with --config")
     if "norm_epsilon" not in values:
         notes["assumed"] = "norm_epsilon 1e-5 (stock fairseq's default is 1e-6)"
+    elif not 0.0 < values["norm_epsilon"] < 1.0:
+        raise UserError(f"{source.place}: norm_eps is {values['norm_epsilon']}, wanted 0 < x < 1")
     values["normalize_waveform"], notes["normalize_waveform"] = _normalisation(source, normalize)
     try:
         return Emotion2VecConfig(**values), notes

@@ -14,6 +14,7 @@ MAX_OPCODES = 1_000_000
 MAX_PICKLE_BYTES = 128 << 20
 MAX_NODES = 1_000_000
 MAX_DEPTH = 64
+MAX_KEY_CHARACTERS = 1000
 
 _LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
@@ -161,14 +162,18 @@ def _fill(target: dict, values: list[Any]) -> dict:
     if len(values) % 2:
         raise Refused("holds a damaged pickle")
     for key, value in zip(values[::2], values[1::2], strict=True):
-        if not (key is None or isinstance(key, str | bool) or _small_int(key)):
-            raise Refused(f"uses a {type(key).__name__} as a dictionary key")
+        check_key(key)
         target[key] = value
     return target
 
 
-def _small_int(key: Any) -> bool:
-    return isinstance(key, int) and key.bit_length() < 64
+def check_key(key: Any) -> None:
+    """Raises `Refused` unless a key is text, a whole number of 64 bits, a truth value or None."""
+    if isinstance(key, str):
+        if len(key) > MAX_KEY_CHARACTERS:
+            raise Refused(f"uses a name of {len(key)} characters")
+    elif not (key is None or isinstance(key, int) and key.bit_length() < 64):
+        raise Refused(f"uses a {type(key).__name__} as a dictionary key")
 
 
 _ACTIONS: dict[str, Callable[[Machine], Any]] = {
@@ -195,7 +200,8 @@ _ACTIONS: dict[str, Callable[[Machine], Any]] = {
 def check_tree(tree: Any, leaves: tuple[type, ...]) -> None:
     """Raises `Refused` unless the tree is finite, shallow and made of containers and `leaves` only.
 
-    Shared parts count as often as they are reached, so later walks over the tree are bounded too.
+    Shared parts count as often as they are reached, and text by its length, so later walks over the
+    tree and its written form are bounded too.
     """
     waiting, count = [(tree, 0)], 0
     while waiting:
@@ -211,6 +217,8 @@ def check_tree(tree: Any, leaves: tuple[type, ...]) -> None:
             waiting.extend((item, depth + 1) for item in value)
         elif isinstance(value, Inert):
             waiting.append((value.state, depth + 1))
+        elif isinstance(value, str | bytes):
+            count += len(value) // 100
         elif not (value is None or isinstance(value, leaves)):
             raise Refused("keeps a reference to code or storage where data was expected")
 

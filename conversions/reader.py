@@ -19,7 +19,7 @@ from conversions.tensors import (
     dtype_named,
 )
 
-MAX_HEADER_BYTES = 64 << 20
+MAX_HEADER_BYTES = 16 << 20
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 

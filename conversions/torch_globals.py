@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from conversions.pickle_machine import Builder, Inert, Refused
+from conversions.pickle_machine import Builder, Inert, Refused, check_key
 from conversions.tensors import TORCH_DTYPES, TORCH_STORAGES, Extent, LazyTensor, dtype_named
 
 MODALITIES = {1: "AUDIO", 2: "IMAGE", 3: "TEXT"}
@@ -118,8 +118,7 @@ def _ordered_dict(arguments: tuple) -> OrderedDict:
         return OrderedDict()
     ((*pairs,),) = arguments
     for key, _ in pairs:
-        if not isinstance(key, str):
-            raise Refused("holds an ordered dictionary with keys that are not words")
+        check_key(key)
     return OrderedDict((key, value) for key, value in pairs)
 
 

@@ -199,6 +199,8 @@ def test_the_waveform_rule_follows_the_source():
         ("audio", "learned_alibi", True),
         ("model", "depth", "many"),
         ("model", "num_heads", 7),
+        ("model", "norm_eps", -1.0),
+        ("model", "norm_eps", 0),
         ("model", "encoder_dropout", 1.5),
         ("audio", "conv_pos_depth", 10**12),
         ("audio", "feature_encoder_spec", "exit()"),

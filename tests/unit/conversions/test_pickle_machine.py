@@ -158,6 +158,8 @@ ABUSES = {
     "line without end": b"c" + b"a" * 300_000,
     "unhashable key": b"\x80\x02}]K\x01s.",
     "tuple key": b"\x80\x02})K\x01s.",
+    "long key": b"\x80\x02}" + text("x" * 2000) + b"K\x01s.",
+    "long text often": b"\x80\x02](" + text("x" * 1_000_000) + b"q\x00" + b"h\x00" * 2000 + b"e.",
     "huge key": b"\x80\x02}\x8a\x10" + b"\x7f" * 16 + b"K\x01s.",
     "odd items": b"\x80\x02}(K\x01u.",
     "items of a list": b"\x80\x02](K\x01K\x02u.",
