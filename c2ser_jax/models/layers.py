@@ -4,6 +4,7 @@ Shapes: I input features, O output features, D width. Parameters are float32; `d
 layer computes in. Each parameter carries one logical axis name per dimension.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -49,9 +50,29 @@ def layer_norm(x, scale=None, bias=None, *, epsilon: float):
     return y.astype(x.dtype)
 
 
+@jax.custom_jvp
 def gelu(x):
-    """The exact (erf) form, torch's default; flax's default is the tanh approximation."""
-    return jax.nn.gelu(x, approximate=False)
+    """x Phi(x) through erf, as torch computes its default form; computed in float32 at least.
+
+    `jax.nn.gelu(approximate=False)` goes through erfc, which takes XLA:CPU 2.4 times as long and
+    is no nearer to torch (9.5e-7 from the exact value here, 1.2e-6 in torch).
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals, tangents):
+    """Keeps one array for the backward pass, the derivative, where tracing would keep three."""
+    (x,), (tangent,) = primals, tangents
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    cdf = _normal_cdf(wide)
+    slope = cdf + wide * jnp.exp(-0.5 * wide * wide) * (2.0 * math.pi) ** -0.5
+    return (wide * cdf).astype(x.dtype), slope.astype(x.dtype) * tangent
+
+
+def _normal_cdf(x):
+    return 0.5 * lax.erf(x * 2.0**-0.5) + 0.5
 
 
 def dropout(x, rate: float, key, broadcast_axes: Sequence[int] = ()):
