@@ -23,8 +23,9 @@ from c2ser_jax.training.loop import LoopConfig
 from c2ser_jax.training.optimizer import OptimizerConfig
 
 CorpusName = Literal[
-    "synthetic", "manifest", "emodb", "ravdess", "cremad", "urdu", "turevdb", "savee"
-]
+    "synthetic", "manifest", "emodb", "ravdess", "cremad", "urdu", "turevdb", "savee",
+    "tfds_crema_d", "tfds_savee",
+]  # fmt: skip
 StageName = Literal["pretrain", "classify", "probe"]
 
 
@@ -50,6 +51,13 @@ class CorpusConfig:
     """For `speakers`: share of the speakers held out for the test."""
     development: bool = True
     """Keep development utterances (another training speaker's) out of training."""
+    scan: Literal["decode", "header"] = "decode"
+    """`decode` reads every file at the start and finds all bad ones; `header` trusts headers."""
+    cache: bool = False
+    """Keep all audio decoded in memory (64 kB a second): for small corpora."""
+    allow_silent: bool = False
+    max_bad_share: float = 0.1
+    """The run stops with the list when more than this share of the files cannot be used."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self):

@@ -7,21 +7,39 @@ from c2ser_jax.data import splits
 from c2ser_jax.data.corpora.registry import prepare_corpus
 from c2ser_jax.data.labels import label_set
 from c2ser_jax.data.manifest import Utterance, read_manifest
-from c2ser_jax.data.sources import FileSource, MemorySource, Source
+from c2ser_jax.data.scanning import BadFile, scan_source
+from c2ser_jax.data.sources import FileSource, MemorySource, Source, tfds_source
 from c2ser_jax.data.synthetic import synthesize
 from c2ser_jax.errors import UserError
 
 
-def read_corpus(cfg: CorpusConfig) -> Source:
-    """Every utterance of the corpus, with its audio at hand.
+def read_corpus(cfg: CorpusConfig) -> tuple[Source, list[BadFile]]:
+    """The corpus's usable utterances with their audio at hand, and the files that cannot be used.
 
     Raises:
-      UserError: the corpus or list is not where the config says, or is empty.
+      UserError: the corpus or list is not where the config says, or too much of it is bad.
     """
+    scanned = scan_source(
+        _every_utterance(cfg),
+        decode=cfg.scan == "decode",
+        cache=cfg.cache and cfg.corpus != "synthetic",
+        allow_silent=cfg.allow_silent,
+        max_bad_share=cfg.max_bad_share,
+    )
+    if not scanned.bad:
+        return scanned.source, []
+    usable = [scanned.source.utterances[i] for i in scanned.usable]
+    return source_of(scanned.source, usable), scanned.bad
+
+
+def _every_utterance(cfg: CorpusConfig) -> Source:
     if cfg.corpus == "synthetic":
         return MemorySource(synthesize(cfg.synthetic))
     if cfg.corpus == "manifest":
         return FileSource(read_manifest(cfg.manifest, root=cfg.root or None))
+    if cfg.corpus.startswith("tfds_"):
+        name = cfg.corpus.removeprefix("tfds_")
+        return tfds_source(name, split="all", data_dir=cfg.root or None)
     if not cfg.root:
         raise UserError(f"data.corpus is {cfg.corpus!r}: name its folder with --data.root DIR")
     return FileSource(prepare_corpus(cfg.corpus, cfg.root).utterances)

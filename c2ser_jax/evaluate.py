@@ -105,7 +105,7 @@ def run_jobs(arguments: argparse.Namespace, overrides: list[str]) -> tuple[list[
             f"the run {run.name!r} trains no classifier to evaluate; the scores of its probe, if "
             f"it has one, are in {workdir / 'probe' / 'metrics.json'}"
         )
-    corpus = read_corpus(run.data)
+    corpus, _ = read_corpus(run.data)
     folds = make_folds(run.data, corpus, run.seed)
     jobs = []
     for fold in folds:

@@ -1,4 +1,4 @@
-"""Typed command-line overrides of a frozen dataclass: `--a.b value`, checked before a run starts."""
+"""Typed command-line overrides of a frozen dataclass: `--a.b value`, checked before a run."""
 
 import contextlib
 import dataclasses

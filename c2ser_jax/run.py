@@ -6,6 +6,7 @@ from pathlib import Path
 
 from c2ser_jax.config import RunConfig
 from c2ser_jax.corpus import corpus_labels, make_folds, read_corpus
+from c2ser_jax.data.scanning import listing
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.probe_result import FoldResult, ProbeResult, gather_folds
 from c2ser_jax.evaluation.report import write_text
@@ -22,9 +23,9 @@ def execute(
 ) -> dict[str, ProbeResult] | None:
     """Runs all folds; returns the scores by stage, or None when a signal stopped the run.
 
-    Writes `config.json`, per fold what `stages` says (without a folder level when there is one
-    fold), and per scored stage `<stage>/metrics.json`, `predictions.jsonl`, `confusion.png`,
-    `report.md`.
+    Writes `config.json`, `bad_files.jsonl` when there are such, per fold what `stages` says
+    (without a folder level when there is one fold), and per scored stage `metrics.json`,
+    `predictions.jsonl`, `confusion.png` and `report.md` in a folder of its name.
 
     Raises:
       UserError: the config does not fit the corpus, or the folder holds another run.
@@ -36,14 +37,20 @@ def execute(
     if not is_main_process():
         say = _say_nothing
     mesh = make_mesh(run.mesh)
-    source = read_corpus(run.data)
+    source, bad = read_corpus(run.data)
     labels = corpus_labels(run.data, source)
     folds = make_folds(run.data, source, run.seed)
     _record(run, workdir)
+    if bad:
+        say(f"left out {len(bad)} files (bad_files.jsonl):\n{listing(bad)}")
+        if is_main_process():
+            rows = [json.dumps(to_json(file), ensure_ascii=False) for file in bad]
+            write_text(workdir / "bad_files.jsonl", "\n".join(rows) + "\n")
     scores: dict[str, list[FoldResult]] = {}
+    lost: list[str] = []
     for fold in folds:
         folder = workdir / fold.name if len(folds) > 1 else workdir
-        context = FoldRun(run, fold, source, labels, folder, mesh, progress, say)
+        context = FoldRun(run, fold, source, labels, folder, mesh, progress, say, lost)
         try:
             found = run_fold(context)
         except Stopped:
@@ -54,17 +61,18 @@ def execute(
             say(
                 f"{fold.name} {stage}: UA {result.metrics['ua']:.1%}, WA {result.metrics['wa']:.1%}"
             )
-    results = {stage: _report(run, stage, found, labels, workdir, say)
+    results = {stage: _report(run, stage, found, labels, lost, workdir, say)
                for stage, found in scores.items()}  # fmt: skip
     say(f"everything is in {workdir}")
     return results
 
 
 def _report(
-    run: RunConfig, stage: str, found: list[FoldResult], labels: list[str], workdir: Path, say: Say
-) -> ProbeResult:
+    run: RunConfig, stage: str, found: list[FoldResult], labels: list[str], lost: list[str],
+    workdir: Path, say: Say,
+) -> ProbeResult:  # fmt: skip
     settings = to_json(getattr(run, stage))
-    result = gather_folds(found, labels, [], {**settings, "seed": run.seed})
+    result = gather_folds(found, labels, sorted(set(lost)), {**settings, "seed": run.seed})
     result.write(workdir / stage, title=f"{run.name}: {stage}")
     say(f"\n{stage} on held-out test data\n\n{result.table()}\n")
     return result

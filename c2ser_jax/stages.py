@@ -27,6 +27,7 @@ from c2ser_jax.evaluation.plots import curves_picture
 from c2ser_jax.evaluation.probe_result import FoldResult
 from c2ser_jax.evaluation.protocols import run_probe
 from c2ser_jax.extraction.clips import Clip, Failure
+from c2ser_jax.extraction.features import Assembler
 from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.distributed import data_share, is_main_process, to_host, wait_for_others
 from c2ser_jax.parallel.rules import batch_parts
@@ -63,6 +64,8 @@ class FoldRun:
     mesh: Mesh
     progress: bool | None
     say: Callable[[str], None]
+    lost: list[str]
+    """Ids of test or probe utterances that turned out to be unusable; stages add to it."""
 
 
 def run_fold(context: FoldRun) -> dict[str, FoldResult]:
@@ -183,7 +186,7 @@ def score_model(context: FoldRun, directory: Path) -> FoldResult:
     for place, result in model.stream(_clips(context.source, fold.test)):
         utterance = fold.test[place]
         if isinstance(result, Failure):
-            context.say(f"{fold.name}: left out {utterance.id}: {result.message}")
+            _lose(context, utterance, result)
             continue
         rows.append(
             {
@@ -219,10 +222,23 @@ def _probe(context: FoldRun) -> FoldResult:
     assert run.probe is not None
     model = inference.load(_encoder_directory(context))
     everyone = [*fold.train, *fold.dev, *fold.test]
-    frames = model.features(_clips(context.source, everyone), "frame")
-    features = dict(zip([u.id for u in everyone], frames, strict=True))
-    result = run_probe(features, [fold], run.probe, classes=context.labels, seed=run.seed)
+    assembler = Assembler("frames")
+    features: dict[str, np.ndarray] = {}
+    for item in model.engine.run(_clips(context.source, everyone), (assembler.output,)):
+        utterance = everyone[item.index]
+        if isinstance(item, Failure):
+            _lose(context, utterance, item)
+        elif (frames := assembler.add(item)) is not None:
+            features[utterance.id] = np.array(frames)
+    result = run_probe(
+        features, [fold], run.probe, classes=context.labels, seed=run.seed, allow_missing=True
+    )
     return result.folds[0]
+
+
+def _lose(context: FoldRun, utterance: Utterance, failure: Failure) -> None:
+    context.say(f"{context.fold.name}: left out {utterance.id}: {failure.message}")
+    context.lost.append(utterance.id)
 
 
 def _labelled(fold: Fold) -> Fold:

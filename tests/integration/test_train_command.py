@@ -49,7 +49,7 @@ def test_a_run_leaves_its_config_curves_scores_and_pictures(workdir):
 
 def test_the_probe_is_scored_on_speakers_it_never_heard(workdir):
     run = load_run(CONFIG, TINY)
-    source = read_corpus(run.data)
+    source, _ = read_corpus(run.data)
     (fold,) = make_folds(run.data, source, run.seed)
     heard = {u.speaker for u in [*fold.train, *fold.dev]}
     rows = read_jsonl(workdir / "probe/predictions.jsonl")
