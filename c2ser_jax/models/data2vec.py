@@ -142,7 +142,7 @@ class Decoder(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x, mask, *, train: bool = False):
         """Maps dtype[R, T, D] and mask bool[R, T] (True = real) to dtype[R, T, D]."""
         cfg, D = self.cfg, x.shape[-1]
         layers, inputs = [], D
@@ -154,8 +154,9 @@ class Decoder(nn.Module):
         x = x + y if cfg.decoder_residual and D == cfg.decoder_width else y
         if layers[1:]:
             x = scan_convs(
-                x, mask, layers[1:], groups=cfg.decoder_groups, residual=cfg.decoder_residual
-            )
+                x, mask, layers[1:], groups=cfg.decoder_groups, residual=cfg.decoder_residual,
+                train=train,
+            )  # fmt: skip
         dtype = jnp.dtype(self.dtype)
         return Dense(D, ("channels", "width"), dtype, TORCH_UNIFORM, name="proj")(x)
 
@@ -201,7 +202,7 @@ class Data2Vec(nn.Module):
         K = pre.kept_frames(T) if kept_frames is None else kept_frames
         x, real = clone(local, clones), clone(frame_mask, clones)
         masked, kept = masked & real, real & ~masked
-        x = x + self.encoder.positions(zero_padding(x, ~masked), real)
+        x = x + self.encoder.positions(zero_padding(x, ~masked), real, train=train)
         x, kept_indices, kept_mask = gather_kept(x, kept, K)
         tokens, frames, layers = self.encoder.contextualize(
             x, kept_mask, frame_indices=kept_indices, train=train,
@@ -223,7 +224,7 @@ class Data2Vec(nn.Module):
         return StudentOutput(
             local_features=local,
             frame_mask=frame_mask,
-            predictions=self.decoder(decoder_input, real),
+            predictions=self.decoder(decoder_input, real, train=train),
             masked=masked,
             tokens=encoded[:, :E],
             utterance=utterance_prediction(tokens, pre.utterance_prediction),
@@ -234,7 +235,7 @@ class Data2Vec(nn.Module):
     def _pooled(self, local, frame_mask, frames, kept_mask, train):
         """Vector of the category loss, float32[B, D]."""
         if self.pretraining.pooled_pass == "unmasked":
-            x = local + self.encoder.positions(local, frame_mask)
+            x = local + self.encoder.positions(local, frame_mask, train=train)
             _, frames, _ = self.encoder.contextualize(x, frame_mask, train=train)
             return masked_mean(frames, frame_mask)
         pooled = masked_mean(frames, kept_mask)

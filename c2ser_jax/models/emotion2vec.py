@@ -125,7 +125,7 @@ class PositionalEncoder(nn.Module):
     cfg: Emotion2VecConfig
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x, mask, *, train: bool = False):
         """Maps dtype[B, T, D] and mask bool[B, T] to dtype[B, T, D].
 
         Padding is zeroed before every convolution: bias and norm fill it again after each.
@@ -136,7 +136,7 @@ class PositionalEncoder(nn.Module):
             Conv(shape, "width", TORCH_UNIFORM, True, name=f"conv_{i}")()
             for i in range(self.cfg.position_depth)
         ]
-        return scan_convs(x, mask, layers, groups=groups)
+        return scan_convs(x, mask, layers, groups=groups, train=train)
 
 
 class Block(nn.Module):
@@ -227,7 +227,7 @@ class Emotion2Vec(nn.Module):
           Emotion2VecOutput; T = max(1, cfg.frames(N)).
         """
         proj, frame_mask, conv = self.local_features(audio, audio_samples, audio_statistics)
-        pos = self.positions(proj, frame_mask)
+        pos = self.positions(proj, frame_mask, train=train)
         tokens, frames, layers = self.contextualize(
             proj + pos, frame_mask, train=train, collect=LAYERS if return_layers else ()
         )
@@ -253,9 +253,9 @@ class Emotion2Vec(nn.Module):
         proj = with_logical_constraint(self.project_features(conv), ("batch", "time", "width"))
         return proj, frame_mask, conv
 
-    def positions(self, x, frame_mask):
+    def positions(self, x, frame_mask, *, train: bool = False):
         """The positional stack's output dtype[B, T, D] for frames dtype[B, T, D]."""
-        return self.relative_positional_encoder(x, frame_mask)
+        return self.relative_positional_encoder(x, frame_mask, train=train)
 
     def contextualize(
         self,
@@ -318,10 +318,9 @@ class Emotion2VecClassifier(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, audio, audio_samples, *, audio_statistics=None, train: bool = False):
+    def __call__(self, audio, audio_samples, **options):
         """Returns (logits float32[B, classes], Emotion2VecOutput) for `Emotion2Vec`'s arguments."""
-        encoder = Emotion2Vec(self.cfg, name="encoder")
-        output = encoder(audio, audio_samples, audio_statistics=audio_statistics, train=train)
+        output = Emotion2Vec(self.cfg, name="encoder")(audio, audio_samples, **options)
         logits = Dense(self.classes, ("width", "classes"), jnp.float32, name="proj")(output.pooled)
         return logits, output
 
@@ -372,12 +371,14 @@ def normalize_waveform(audio, audio_samples, audio_statistics=None):
     return jnp.where(real, (audio - mean) * lax.rsqrt(variance + 1e-5), 0.0)
 
 
-def scan_convs(x, mask, layers, *, groups: int, residual: bool = False):
+def scan_convs(x, mask, layers, *, groups: int, train: bool, residual: bool = False):
     """Applies `conv_norm_gelu` once per layer, each time with the padding set to zero before.
 
     dtype[B, T, C], mask bool[B, T], layers [(kernel float32[K, C // G, C], bias float32[C])] ->
-    dtype[B, T, C]; `residual` adds each layer's input to its output. One loop body instead of one
-    copy per layer: a grouped convolution is a large program on some backends.
+    dtype[B, T, C]; `residual` adds each layer's input to its output. Without `train` the layers
+    share one loop body, which halves the program to compile. In training they are written out:
+    XLA:CPU brings the gradient of a convolution into its fast form only outside of loops, and
+    loses a factor of 25 inside (jax 0.10.2).
     """
 
     def body(x, layer):
@@ -386,7 +387,7 @@ def scan_convs(x, mask, layers, *, groups: int, residual: bool = False):
         return x + y if residual else y, None
 
     stacked = tuple(jnp.stack(leaves) for leaves in zip(*layers, strict=True))
-    return lax.scan(body, x, stacked)[0]
+    return lax.scan(body, x, stacked, unroll=train)[0]
 
 
 def conv_norm_gelu(x, kernel, bias, *, groups: int):

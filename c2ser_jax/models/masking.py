@@ -166,9 +166,13 @@ def span_masks_numpy(
 
 def _choose(key, candidates, count):
     """`count` of the True entries of candidates bool[T], at random; all of them when too few."""
-    scores = jnp.where(candidates, jax.random.uniform(key, candidates.shape), 2.0)
-    ranks = jnp.argsort(jnp.argsort(scores))
-    return candidates & (ranks < count)
+    T = len(candidates)
+    low = T.bit_length()
+    # The index in the lowest bits makes all numbers different, so that the count is exact.
+    lots = jax.random.bits(key, (T,), jnp.uint32) >> low << low | jnp.arange(T, dtype=jnp.uint32)
+    lots = jnp.where(candidates, lots, jnp.uint32(0xFFFFFFFF))
+    highest = jnp.sort(lots)[jnp.clip(count - 1, 0, T - 1)]
+    return candidates & (lots <= highest) & (count > 0)
 
 
 def _expand(key, mask, real, target):

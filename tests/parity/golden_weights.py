@@ -1,12 +1,14 @@
 """Golden checkpoints as parameter trees, and configs from the files' own `cfg`."""
 
 import ast
+import functools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from c2ser_jax.models.emotion2vec import ConvLayer, Emotion2VecConfig
+from c2ser_jax.models.emotion2vec import ConvLayer, Emotion2Vec, Emotion2VecConfig
 from conversions.reader import open_checkpoint
 from conversions.tensors import LazyTensor
 
@@ -22,6 +24,18 @@ def load_checkpoint(path: Path) -> dict:
         return value.read() if isinstance(value, LazyTensor) else value
 
     return arrays(open_checkpoint(path).tree)
+
+
+def encode(cfg: Emotion2VecConfig, params: dict, audio, samples=None, **arrays):
+    """The encoder with its intermediates, compiled once per config and shapes."""
+    audio = np.atleast_2d(audio)
+    samples = np.full(len(audio), audio.shape[1]) if samples is None else samples
+    return _compiled(cfg)({"params": params}, audio, np.asarray(samples, np.int32), **arrays)
+
+
+@functools.cache
+def _compiled(cfg: Emotion2VecConfig):
+    return jax.jit(functools.partial(Emotion2Vec(cfg).apply, return_layers=True))
 
 
 def read_meta(case: Path) -> dict:
