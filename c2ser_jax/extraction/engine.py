@@ -8,7 +8,7 @@ Shapes: B rows, N samples, T frames, E extra tokens, D width, C classes.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from c2ser_jax.extraction.clips import (
 )
 from c2ser_jax.extraction.shapes import Shape, plan_shapes
 from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecConfig, masked_mean
-from c2ser_jax.parallel.mesh import MeshConfig, make_mesh
+from c2ser_jax.parallel.mesh import MeshConfig, make_local_mesh, make_mesh
 from c2ser_jax.parallel.rules import batch_sharding, replicated
 
 _COMPILE_FLOPS = {"cpu": 5e10}
@@ -102,7 +102,9 @@ class Engine:
         self.model, self.cfg = model, cfg or EngineConfig()
         self.report = RunReport()
         self._log = log or (lambda line: print(line, file=sys.stderr, flush=True))
-        self._mesh = make_mesh(MeshConfig())
+        # One of several processes answers alone, so that each may ask for something else.
+        alone = jax.process_count() > 1
+        self._mesh = make_local_mesh() if alone else make_mesh(MeshConfig())
         self._rows = batch_sharding(self._mesh)
         kept = {name: params[name] for name in ("encoder", "proj") if name in params}
         self._params = jax.device_put(kept, replicated(self._mesh))
@@ -118,23 +120,31 @@ class Engine:
         """
         lengths, failures = estimate_lengths(clips, max(2, self.cfg.threads))
         yield from failures
-        cutting, threads = self.cfg.cutting, self.cfg.threads
-        segments = [n for samples in lengths.values() for n in cutting.segment_lengths(samples)]
-        segments = [n for n in segments if n >= self.model.receptive_samples]
-        compile_flops = _COMPILE_FLOPS.get(jax.default_backend(), _COMPILE_FLOPS_ELSEWHERE)
-        self.report = RunReport(
-            plan_shapes(
-                segments,
-                batch_samples=int(self.cfg.batch_seconds * self.model.sample_rate),
-                largest=cutting.samples[0],
-                compile_samples=int(compile_flops / flops_per_sample(self.model)),
-                row_multiple=self._mesh.size,
-            )
-        )
+        self.report = RunReport(self.plan(lengths.values()))
         order = sorted(lengths, key=lambda index: (-lengths[index], index))
-        source = decode(clips, order, self.model, cutting, threads)
+        source = decode(clips, order, self.model, self.cfg.cutting, self.cfg.threads)
         forward = partial(self._dispatch, outputs=tuple(outputs), layer=layer)
         yield from _one_behind(self._batches(source, self.report.shapes), forward, self._finish)
+
+    def plan(self, lengths: Iterable[int]) -> tuple[Shape, ...]:
+        """The shapes that a run over clips of `lengths` samples compiles."""
+        cutting = self.cfg.cutting
+        segments = [n for samples in lengths for n in cutting.segment_lengths(samples)]
+        compile_flops = _COMPILE_FLOPS.get(jax.default_backend(), _COMPILE_FLOPS_ELSEWHERE)
+        return plan_shapes(
+            [n for n in segments if n >= self.model.receptive_samples],
+            batch_samples=int(self.cfg.batch_seconds * self.model.sample_rate),
+            largest=cutting.samples[0],
+            compile_samples=int(compile_flops / flops_per_sample(self.model)),
+            row_multiple=self._mesh.size,
+        )
+
+    def prepare(
+        self, shapes: Iterable[Shape], outputs: Sequence[str], *, layer: int | None = None
+    ) -> None:
+        """Compiles `shapes` ahead of the first run that needs them."""
+        for shape in shapes:
+            self._compile(shape, tuple(outputs), layer)
 
     def _batches(
         self, source: Iterator[Segment | Failure], shapes: tuple[Shape, ...]
@@ -171,16 +181,23 @@ class Engine:
             statistics[row] = segment.statistics
             keep[row] = segment.kept.first, segment.kept.last
         arrays = jax.device_put((audio, samples, statistics, keep), self._rows)
-        function = self._compile(shape, outputs, layer, arrays)
+        function = self._compile(shape, outputs, layer)
         self.report.batches += 1
         self.report.audio_samples += int(samples.sum())
         self.report.computed_samples += shape.rows * shape.samples
         return segments, function(self._params, *arrays)
 
-    def _compile(self, shape: Shape, outputs: tuple[str, ...], layer: int | None, arrays):
+    def _compile(self, shape: Shape, outputs: tuple[str, ...], layer: int | None) -> Callable:
         key = (shape, outputs, layer)
         if key not in self._compiled:
             start = time.perf_counter()
+            B, N = shape.rows, shape.samples
+            arrays = [
+                jax.ShapeDtypeStruct(size, dtype, sharding=self._rows)
+                for size, dtype in (
+                    ((B, N), np.float32), ((B,), np.int32), ((B, 2), np.float32), ((B, 2), np.int32)
+                )
+            ]  # fmt: skip
             function = jax.jit(partial(encode, self.model, outputs=outputs, layer=layer))
             self._compiled[key] = function.lower(self._params, *arrays).compile()
             seconds = time.perf_counter() - start
