@@ -127,8 +127,8 @@ class RunConfig:
     def configured_stages(self) -> tuple[StageName, ...]:
         """Names of the stages that this run executes, in order."""
         order: tuple[StageName, ...] = ("pretrain", "classify", "probe")
-        there = tuple(stage for stage in order if getattr(self, stage) is not None)
-        return tuple(stage for stage in there if stage in self.stages) if self.stages else there
+        wanted = self.stages or order
+        return tuple(s for s in order if s in wanted and getattr(self, s) is not None)
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -131,7 +131,7 @@ def _train(
                 kind=kind,
                 model=to_json(run.encoder),
                 labels=context.labels if name == "classify" else None,
-                extra={"pretraining": to_json(stage.task.data2vec)} if name == "pretrain" else {},
+                extra=_pretraining(stage),
                 origin={"trained_by": "c2ser_jax.train", "run": run.name, "stage": name,
                         "fold": context.fold.name, "initial": run.initial,
                         "data_fingerprint": data.fingerprint, "seed": run.seed},
@@ -143,6 +143,11 @@ def _train(
         curves_picture(folder / "metrics.jsonl", folder / "curves.png", title=f"{run.name}: {name}")
     wait_for_others(f"{context.fold.name} {name}")
     return params
+
+
+def _pretraining(stage: PretrainStage | ClassifyStage) -> dict[str, Any]:
+    """What export needs to know of the decoder."""
+    return {"pretraining": to_json(stage.task.data2vec)} if isinstance(stage, PretrainStage) else {}
 
 
 def _final_params(state: Any, teacher_paths: str | None) -> Params:

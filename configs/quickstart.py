@@ -29,7 +29,8 @@ def get_config() -> RunConfig:
             task=PretrainConfig(
                 category_weight=1.0,
                 data2vec=Data2VecConfig(
-                    clone_batch=2, average_top_k_layers=3, decoder_width=64, decoder_depth=2, decoder_groups=4
+                    clone_batch=2, average_top_k_layers=3,
+                    decoder_width=64, decoder_depth=2, decoder_groups=4,
                 ),
             ),
             batches=DataConfig(batch_seconds=48.0, buckets=2, max_seconds=3.0, cache=True),

@@ -1,4 +1,4 @@
-"""Where golden values lie: always tests/golden, and the wider collection beside the project if there."""
+"""Where golden values lie: tests/golden, and the wider collection beside the project, if any."""
 
 from pathlib import Path
 

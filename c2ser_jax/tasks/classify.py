@@ -5,7 +5,7 @@ Shapes: B batch, N samples, D width, C classes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -60,18 +60,20 @@ class Classify:
 
     def init(self, key, batch) -> Params:
         """Parameters {"encoder", "proj"} for a batch of any size."""
-        return self.model.init(key, batch["audio"], batch["audio_samples"])["params"]
+        variables: Any = self.model.init(key, batch["audio"], batch["audio_samples"])
+        return variables["params"]
 
     def loss(self, trainable, frozen, ema, batch, key, step) -> tuple[Terms, Terms]:
         """Cross-entropy over labelled rows (and the contrastive term); metric: accuracy."""
         del ema, step
-        logits, output = self.model.apply(
+        answer: Any = self.model.apply(
             {"params": merge_params(trainable, frozen)},
             batch["audio"],
             batch["audio_samples"],
             train=True,
             rngs={"dropout": key},
         )
+        logits, output = answer
         labels = jnp.where(batch["audio_samples"] > 0, batch["label"], -1)
         terms: Terms = {
             "classification": cross_entropy(
@@ -91,7 +93,8 @@ class Classify:
 
     def predict(self, params, batch):
         """{"logits" float32[B, C], "probabilities" float32[B, C]} without dropout."""
-        logits, _ = self.model.apply({"params": params}, batch["audio"], batch["audio_samples"])
+        answer: Any = self.model.apply({"params": params}, batch["audio"], batch["audio_samples"])
+        logits = answer[0]
         return {"logits": logits, "probabilities": jax.nn.softmax(logits, -1)}
 
     def _balance(self, counts: Sequence[int] | None):

@@ -8,6 +8,7 @@ Shapes: B utterances, C clones, R = B * C rows, N samples, T frames, D width.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,12 @@ from c2ser_jax.models.data2vec import (
     utterance_targets,
 )
 from c2ser_jax.models.emotion2vec import Emotion2VecConfig
-from c2ser_jax.objectives import data2vec
 from c2ser_jax.objectives.contrastive import supervised_contrastive
+from c2ser_jax.objectives.data2vec import (
+    frame_regression,
+    masked_deviation,
+    utterance_regression,
+)
 from c2ser_jax.tasks.task import Params, Terms, merge_params
 
 
@@ -78,7 +83,8 @@ class Pretrain:
         frames = max(1, self.encoder.frames(samples))
         masked = jnp.zeros((rows, frames), bool)
         rngs = {"params": key, "noise": key}
-        return self.model.init(rngs, batch["audio"], batch["audio_samples"], masked)["params"]
+        variables: Any = self.model.init(rngs, batch["audio"], batch["audio_samples"], masked)
+        return variables["params"]
 
     def loss(self, trainable, frozen, ema, batch, key, step) -> tuple[Terms, Terms]:
         """Terms frame, utterance, category; metrics on the spread of predictions and targets.
@@ -90,7 +96,7 @@ class Pretrain:
         cfg = self.cfg.data2vec
         params = merge_params(trainable, frozen)
         mask_key, noise_key, dropout_key = jax.random.split(key, 3)
-        student = self.model.apply(
+        student: Any = self.model.apply(
             {"params": params},
             batch["audio"],
             batch["audio_samples"],
@@ -100,7 +106,7 @@ class Pretrain:
             method=Data2Vec.student,
             rngs={"noise": noise_key, "dropout": dropout_key},
         )
-        layers = self.model.apply(
+        layers: Any = self.model.apply(
             {"params": ema},
             student.local_features,
             student.frame_mask,
@@ -108,15 +114,13 @@ class Pretrain:
         )
         real = student.frame_mask
         targets = frame_targets(layers, real, norm=cfg.target_norm)
-        whole = utterance_targets(
-            layers, real, kind=cfg.utterance_target, norm=cfg.target_norm
-        )
+        whole = utterance_targets(layers, real, kind=cfg.utterance_target, norm=cfg.target_norm)
         clones = student.masked.shape[0] // real.shape[0]
         spoken = batch["audio_samples"] > 0
         targets, whole, rows = clone(targets, clones), clone(whole, clones), clone(spoken, clones)
         terms: Terms = {
-            "frame": data2vec.frame_regression(student.predictions, targets, student.masked),
-            "utterance": data2vec.utterance_regression(student.utterance, whole, rows),
+            "frame": frame_regression(student.predictions, targets, student.masked),
+            "utterance": utterance_regression(student.utterance, whole, rows),
             "category": supervised_contrastive(
                 student.pooled,
                 jnp.where(spoken, batch["label"], -1),
@@ -125,8 +129,8 @@ class Pretrain:
         }
         one = jnp.float32(1.0)
         metrics: Terms = {
-            "prediction_spread": (data2vec.masked_deviation(student.predictions, student.masked), one),
-            "target_spread": (data2vec.masked_deviation(targets, student.masked), one),
+            "prediction_spread": (masked_deviation(student.predictions, student.masked), one),
+            "target_spread": (masked_deviation(targets, student.masked), one),
             "masked_share": (
                 jnp.sum(student.masked).astype(jnp.float32),
                 jnp.sum(clone(real, clones)).astype(jnp.float32),
@@ -136,7 +140,7 @@ class Pretrain:
 
     def predict(self, params, batch):
         """{"pooled" float32[B, D]}: the utterance vector the category loss works on, unmasked."""
-        output = self.model.apply(
+        output: Any = self.model.apply(
             {"params": params},
             batch["audio"],
             batch["audio_samples"],

@@ -21,7 +21,7 @@ class Task(Protocol):
     """Regular expression of the parameter paths an EMA teacher follows; None: no teacher."""
 
     def init(self, key, batch) -> Params:
-        """Parameters for `batch`'s shapes, boxed with logical axis names; pure, so jit can wrap it."""
+        """Parameters for the shapes of `batch`, boxed with logical axis names; it can be jitted."""
         ...
 
     def loss(self, trainable, frozen, ema, batch, key, step) -> tuple[Terms, Terms]:
