@@ -70,18 +70,18 @@ class Piece:
 
 @dataclass
 class RunReport:
-    """What a run did: shapes compiled with their seconds, padding, audio and time."""
+    """What a run did: its shapes, the seconds that compiling each took, its batches and audio."""
 
     shapes: tuple[Shape, ...] = ()
     compile_seconds: dict[str, float] = field(default_factory=dict)
+    batches: dict[Shape, int] = field(default_factory=dict)
     audio_samples: int = 0
-    computed_samples: int = 0
-    batches: int = 0
 
     @property
     def padding(self) -> float:
         """Samples computed per sample of audio."""
-        return self.computed_samples / max(1, self.audio_samples)
+        computed = sum(shape.rows * shape.samples * n for shape, n in self.batches.items())
+        return computed / max(1, self.audio_samples)
 
 
 class Engine:
@@ -182,9 +182,8 @@ class Engine:
             keep[row] = segment.kept.first, segment.kept.last
         arrays = jax.device_put((audio, samples, statistics, keep), self._rows)
         function = self._compile(shape, outputs, layer)
-        self.report.batches += 1
+        self.report.batches[shape] = self.report.batches.get(shape, 0) + 1
         self.report.audio_samples += int(samples.sum())
-        self.report.computed_samples += shape.rows * shape.samples
         return segments, function(self._params, *arrays)
 
     def _compile(self, shape: Shape, outputs: tuple[str, ...], layer: int | None) -> Callable:
