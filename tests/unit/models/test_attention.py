@@ -1,0 +1,97 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from c2ser_jax.errors import UserError
+from c2ser_jax.models.attention import Attention, alibi_slopes, attend, frame_distances
+
+
+def test_slopes_of_a_power_of_two_are_geometric():
+    np.testing.assert_allclose(alibi_slopes(8), 0.5 ** np.arange(1, 9))
+    np.testing.assert_allclose(alibi_slopes(1), [2.0**-8])
+
+
+def test_slopes_of_twelve_heads_continue_with_every_second_of_sixteen():
+    sixteen = 2.0 ** (-0.5 * np.arange(1, 17))
+    wanted = [*0.5 ** np.arange(1, 9), *sixteen[[0, 2, 4, 6]]]
+    np.testing.assert_allclose(alibi_slopes(12), wanted, rtol=1e-6)
+
+
+def test_distances_are_zero_around_tokens_and_follow_given_indices():
+    found = frame_distances(jnp.array([[0, 3, 4]]), 2)
+    wanted = np.zeros((1, 5, 5))
+    wanted[0, 2:, 2:] = [[0, 3, 4], [3, 0, 1], [4, 1, 0]]
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.fixture
+def tensors():
+    keys = jax.random.split(jax.random.key(0), 4)
+    query, key, value = (jax.random.normal(k, (2, 7, 3, 4)) for k in keys[:3])
+    bias = jax.random.normal(keys[3], (1, 3, 7, 7))
+    mask = (jnp.arange(7) < jnp.array([[7], [4]]))[:, None, None]
+    return query, key, value, bias, mask
+
+
+def by_hand(query, key, value, bias, mask):
+    query, key, value, bias = (np.asarray(x, np.float64) for x in (query, key, value, bias))
+    logits = np.einsum("bqhc,bkhc->bhqk", query, key) / 2.0 + bias
+    logits = np.where(mask, logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("bhqk,bkhc->bqhc", weights, value)
+
+
+def test_attention_equals_the_formula(tensors):
+    query, key, value, bias, mask = tensors
+    found = attend(query, key, value, bias=bias, mask=mask)
+    np.testing.assert_allclose(found, by_hand(*tensors), atol=1e-6)
+    assert np.abs(attend(query, key, value, bias=bias) - by_hand(*tensors)).max() > 1e-2
+
+
+def test_attention_with_weight_dropout_is_right_on_average(tensors):
+    query, key, value, bias, mask = tensors
+    one = attend(query, key, value, bias=bias, mask=mask, dropout_rate=1e-9,
+                 dropout_key=jax.random.key(1))  # fmt: skip
+    np.testing.assert_allclose(one, by_hand(*tensors), atol=1e-5)
+    draw = jax.vmap(
+        lambda key_: attend(query, key, value, bias=bias, mask=mask, dropout_rate=0.3,
+                            dropout_key=key_)
+    )  # fmt: skip
+    draws = draw(jax.random.split(jax.random.key(2), 4000))
+    assert np.abs(draws.mean(0) - by_hand(*tensors)).max() < 0.06
+    assert draws.std(0).min() > 1e-3
+
+
+def test_masked_keys_get_no_gradient(tensors):
+    query, key, value, bias, mask = tensors
+    gradient = jax.grad(lambda value: attend(query, key, value, mask=mask).sum())(value)
+    assert (gradient[1, 4:] == 0).all() and (gradient[1, :4] != 0).any()
+
+
+def test_weight_dropout_with_cudnn_is_refused_in_a_sentence(tensors):
+    query, key, value, _, _ = tensors
+    with pytest.raises(UserError, match="attention_dropout to 0"):
+        attend(query, key, value, implementation="cudnn", dropout_rate=0.1,
+               dropout_key=jax.random.key(0))  # fmt: skip
+
+
+def test_cudnn_without_a_gpu_is_an_error_not_a_fallback(tensors):
+    if jax.default_backend() != "cpu":
+        return
+    query, key, value, _, _ = tensors
+    with pytest.raises(Exception, match="(?i)cudnn"):
+        attend(query, key, value, implementation="cudnn")
+
+
+def test_qkv_axis_is_ordered_query_key_value_then_head():
+    module = Attention(heads=3)
+    x = jax.random.normal(jax.random.key(1), (1, 5, 12))
+    params = nn.meta.unbox(module.init(jax.random.key(0), x))["params"]
+    kernel, bias = params["qkv"]["kernel"], params["qkv"]["bias"]
+    query, key, value = jnp.split(x @ kernel + bias, 3, -1)
+    y = attend(*(part.reshape(1, 5, 3, 4) for part in (query, key, value))).reshape(1, 5, 12)
+    wanted = y @ params["proj"]["kernel"] + params["proj"]["bias"]
+    np.testing.assert_allclose(module.apply({"params": params}, x), wanted, atol=1e-6)
