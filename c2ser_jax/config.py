@@ -14,6 +14,7 @@ from c2ser_jax.data.pipeline import DataConfig
 from c2ser_jax.data.synthetic import SyntheticConfig
 from c2ser_jax.errors import UserError
 from c2ser_jax.models.emotion2vec import Emotion2VecConfig
+from c2ser_jax.models.frontend_init import FrontEndConfig
 from c2ser_jax.overrides import apply_overrides
 from c2ser_jax.parallel.mesh import MeshConfig
 from c2ser_jax.tasks.classify import ClassifyConfig
@@ -110,6 +111,9 @@ class RunConfig:
     stages: tuple[StageName, ...] = ()
     """Stages to run, of those that the file configures; empty runs them all."""
     encoder: Emotion2VecConfig = field(default_factory=Emotion2VecConfig)
+    front_end: FrontEndConfig | None = None
+    """How the waveform stem starts where there is no `initial` model: as a filterbank fitted on the
+    fold's training audio; None: as drawn."""
     data: CorpusConfig = field(default_factory=CorpusConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     pretrain: PretrainStage | None = None

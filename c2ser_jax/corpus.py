@@ -57,7 +57,7 @@ def corpus_labels(cfg: CorpusConfig, source: Source) -> list[str]:
 
 
 def make_folds(cfg: CorpusConfig, source: Source, seed: int) -> list[splits.Fold]:
-    """The folds of the protocol, those that `data.folds` names or all.
+    """The folds of the protocol, those that `data.folds` names ("speaker-03" or "03") or all.
 
     Raises:
       UserError: speakers are unknown, lists are missing, or a named fold does not exist.
@@ -74,9 +74,11 @@ def make_folds(cfg: CorpusConfig, source: Source, seed: int) -> list[splits.Fold
     if not cfg.folds:
         return folds
     by_name = {fold.name: fold for fold in folds}
+    by_name.update({fold.name.rpartition("-")[2]: fold for fold in folds})
     unknown = [name for name in cfg.folds if name not in by_name]
     if unknown:
-        raise UserError(f"there is no fold {unknown[0]!r}; the folds are {', '.join(by_name)}")
+        names = ", ".join(fold.name for fold in folds)
+        raise UserError(f"there is no fold {unknown[0]!r}; the folds are {names}")
     return [by_name[name] for name in cfg.folds]
 
 

@@ -28,6 +28,7 @@ from c2ser_jax.evaluation.probe_result import FoldResult
 from c2ser_jax.evaluation.protocols import run_probe
 from c2ser_jax.extraction.clips import Clip, Failure
 from c2ser_jax.extraction.features import Assembler
+from c2ser_jax.models.frontend_init import initial_front_end
 from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.distributed import data_share, is_main_process, to_host, wait_for_others
 from c2ser_jax.parallel.rules import batch_parts
@@ -76,10 +77,8 @@ def run_fold(context: FoldRun) -> dict[str, FoldResult]:
     Raises:
       Stopped: a signal came; UserError: as the stages say.
     """
-    run, encoder = context.run, None
+    run, encoder = context.run, _first_encoder(context)
     scores: dict[str, FoldResult] = {}
-    if run.initial:
-        encoder = read_params(run.initial)["encoder"]
     for name in run.configured_stages():
         if name == "probe":
             if is_main_process():
@@ -92,6 +91,19 @@ def run_fold(context: FoldRun) -> dict[str, FoldResult]:
         if name == "classify" and is_main_process():
             scores[name] = score_model(context, context.workdir / name / "model")
     return scores
+
+
+def _first_encoder(context: FoldRun) -> Params | None:
+    """What the first stage starts from: a whole encoder, its stem alone, or None (as drawn)."""
+    run = context.run
+    if run.initial:
+        return read_params(run.initial)["encoder"]
+    if run.front_end is None or run.configured_stages()[0] == "probe":
+        return None
+    source = source_of(context.source, context.fold.train)
+    audio = [source.load(place)[0] for place in range(len(source))]
+    context.say(f"{context.fold.name}: fits the front end on {len(audio)} training utterances")
+    return {"local_encoder": initial_front_end(run.encoder, run.front_end, audio, seed=run.seed)}
 
 
 def _train(

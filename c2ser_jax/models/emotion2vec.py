@@ -209,7 +209,7 @@ class Emotion2Vec(nn.Module):
             self.alibi_scale = parameter(self, "alibi_scale", init, (layers, heads), (None, None))
 
     def __call__(
-        self, audio, audio_samples, *, audio_statistics=None, train: bool = False,
+        self, audio, audio_samples, *, audio_statistics=None, hidden=None, train: bool = False,
         return_layers: bool = False,
     ):  # fmt: skip
         """Encodes a batch of waveforms.
@@ -220,6 +220,8 @@ class Emotion2Vec(nn.Module):
             and whose frame mask is all False.
           audio_statistics: float32[B, 2], mean and variance of the whole utterance a row was cut
             from; used instead of the row's own where the config normalises waveforms.
+          hidden: bool[B, T] or None, True = a frame that context and pooling go without, as the
+            student's masked frames (SpecAugment for fine-tuning).
           train: dropout and layer drop, which draw from the rng collection "dropout".
           return_layers: also returns the intermediates.
 
@@ -227,14 +229,16 @@ class Emotion2Vec(nn.Module):
           Emotion2VecOutput; T = max(1, cfg.frames(N)).
         """
         proj, frame_mask, conv = self.local_features(audio, audio_samples, audio_statistics)
-        pos = self.positions(proj, frame_mask, train=train)
+        seen = frame_mask if hidden is None else frame_mask & ~hidden
+        shown = proj if hidden is None else zero_padding(proj, seen)
+        pos = self.positions(shown, frame_mask, train=train)
         tokens, frames, layers = self.contextualize(
-            proj + pos, frame_mask, train=train, collect=LAYERS if return_layers else ()
+            proj + pos, seen, train=train, collect=LAYERS if return_layers else ()
         )
         if return_layers:
             layers = {"conv": conv, "proj": proj, "pos": pos, **layers}
         return Emotion2VecOutput(
-            frames, frame_mask, tokens, masked_mean(frames, frame_mask), layers or None
+            frames, frame_mask, tokens, masked_mean(frames, seen), layers or None
         )
 
     def local_features(self, audio, audio_samples, audio_statistics=None):

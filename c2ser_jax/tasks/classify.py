@@ -13,6 +13,7 @@ import numpy as np
 
 from c2ser_jax.errors import UserError
 from c2ser_jax.models.emotion2vec import Emotion2VecClassifier, Emotion2VecConfig
+from c2ser_jax.models.masking import block_mask
 from c2ser_jax.objectives.classification import cross_entropy
 from c2ser_jax.objectives.contrastive import supervised_contrastive
 from c2ser_jax.tasks.task import Params, Terms, merge_params
@@ -28,8 +29,16 @@ class ClassifyConfig:
     category_weight: float = 0.0
     """Weight of a supervised contrastive term on the pooled vector; 0 leaves it out."""
     temperature: float = 0.07
+    mask_prob: float = 0.0
+    """Share of the real frames hidden in spans while training (SpecAugment in time); 0: none."""
+    mask_length: int = 5
 
     def __post_init__(self):
+        if not 0.0 <= self.mask_prob < 1.0 or self.mask_length < 1:
+            raise UserError(
+                f"mask_prob is {self.mask_prob} and mask_length {self.mask_length}; "
+                "give a share in [0, 1) and at least one frame"
+            )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise UserError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1)")
         if self.temperature <= 0:
@@ -66,12 +75,14 @@ class Classify:
     def loss(self, trainable, frozen, ema, batch, key, step) -> tuple[Terms, Terms]:
         """Cross-entropy over labelled rows (and the contrastive term); metric: accuracy."""
         del ema, step
+        mask_key, dropout_key = jax.random.split(key)
         answer: Any = self.model.apply(
             {"params": merge_params(trainable, frozen)},
             batch["audio"],
             batch["audio_samples"],
+            hidden=self._hidden(mask_key, batch),
             train=True,
-            rngs={"dropout": key},
+            rngs={"dropout": dropout_key},
         )
         logits, output = answer
         labels = jnp.where(batch["audio_samples"] > 0, batch["label"], -1)
@@ -96,6 +107,22 @@ class Classify:
         answer: Any = self.model.apply({"params": params}, batch["audio"], batch["audio_samples"])
         logits = answer[0]
         return {"logits": logits, "probabilities": jax.nn.softmax(logits, -1)}
+
+    def _hidden(self, key, batch):
+        """bool[B, T], True = hidden; None without masking."""
+        if not self.cfg.mask_prob:
+            return None
+        encoder = self.model.cfg
+        rows, samples = batch["audio"].shape
+        length = max(1, encoder.frames(samples))
+
+        def draw(key, frames):
+            return block_mask(
+                key, frames, length=length, mask_prob=self.cfg.mask_prob,
+                mask_length=self.cfg.mask_length,
+            )  # fmt: skip
+
+        return jax.vmap(draw)(jax.random.split(key, rows), encoder.frames(batch["audio_samples"]))
 
     def _balance(self, counts: Sequence[int] | None):
         if self.cfg.class_weights == "none":
