@@ -6,12 +6,15 @@ import tempfile
 # LLVM's optimiser takes half of the compile time and the tests' arrays are tiny. XLA's own program
 # stays the same; the quickstart, which CI runs too, and the benchmarks compile as users do.
 _QUICK = "--xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
-os.environ["MPLBACKEND"] = "Agg"
 
-_cache = tempfile.TemporaryDirectory(prefix="c2ser_jax-tests-", ignore_cleanup_errors=True)
-os.environ["C2SER_COMPILATION_CACHE"] = _cache.name
+_cache = None
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit all this
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
+    os.environ["MPLBACKEND"] = "Agg"
+    _cache = tempfile.TemporaryDirectory(prefix="c2ser_jax-tests-", ignore_cleanup_errors=True)
+    os.environ["C2SER_COMPILATION_CACHE"] = _cache.name
 
 
 def pytest_unconfigure():
-    _cache.cleanup()
+    if _cache is not None:
+        _cache.cleanup()
