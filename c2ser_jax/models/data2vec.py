@@ -45,7 +45,8 @@ class Data2VecConfig:
     channels. `utterance_target` "pooled" pools the layers over time before a norm over time could
     cancel the mean, "published" pools the frame targets (exactly zero under instance norm).
     `pooled_pass` says where the vector of the category loss comes from: the student's kept frames,
-    averaged over clones ("masked", free), or one more pass over all frames ("unmasked").
+    averaged over clones ("masked", free), or one more pass over all frames ("unmasked"). `ema_*`
+    say how the teacher moved where converted weights were made; a run's own pace is its loop's.
     """
 
     clone_batch: int = 8
@@ -330,21 +331,3 @@ def scatter_kept(x, kept, masked, noise=None):
     ranks = jnp.clip(jnp.cumsum(kept, 1) - 1, 0, x.shape[1] - 1)
     placed = zero_padding(jnp.take_along_axis(x, ranks[:, :, None], 1), kept)
     return placed if noise is None else placed + zero_padding(noise, masked)
-
-
-def ema_decay(step, start: float, end: float, anneal_steps: int):
-    """Decay at `step`: linear from start to end over anneal_steps, then end. float32[]."""
-    if anneal_steps <= 0:
-        return jnp.float32(end)
-    progress = jnp.clip(jnp.asarray(step, jnp.float32) / anneal_steps, 0.0, 1.0)
-    return jnp.where(progress >= 1.0, end, end - (end - start) * (1.0 - progress))
-
-
-def move_teacher(teacher, student, decay):
-    """decay * teacher + (1 - decay) * student over the teacher's leaves, in float32.
-
-    Nested dicts; the student may hold more (local encoder, decoder), which the teacher lacks.
-    """
-    if isinstance(teacher, dict):
-        return {name: move_teacher(teacher[name], student[name], decay) for name in teacher}
-    return decay * teacher + (1.0 - decay) * student.astype(teacher.dtype)

@@ -111,7 +111,7 @@ def span_masks(
     mask = starts
     for offset in range(1, mask_length):
         mask = mask | jnp.pad(starts, ((0, 0), (offset, 0)))[:, :length]
-    mask = mask & real
+    mask = mask & (time < frames[:, None] - 1)  # a short row keeps something to see, too
     if require_same_masks:
         counts = mask.sum(1)
         if add_masks:

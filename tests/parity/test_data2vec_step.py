@@ -13,7 +13,6 @@ from c2ser_jax.models.data2vec import (
     clone,
     frame_targets,
     gather_kept,
-    move_teacher,
     utterance_targets,
 )
 from c2ser_jax.objectives.data2vec import (
@@ -22,6 +21,7 @@ from c2ser_jax.objectives.data2vec import (
     published_sums,
     utterance_regression,
 )
+from c2ser_jax.training.step import update_average
 from tests.golden_roots import golden_cases
 from tests.parity.golden_weights import (
     AUDIO,
@@ -195,7 +195,7 @@ def test_ema_step_equals_fairseq(step):
     decay = float(step.io["ema/decay"])
 
     def deviations(decay, student):
-        moved = move_teacher(step.teacher, student, decay)["encoder"]
+        moved = update_average(step.teacher, student, decay)["encoder"]
         kernel = moved["blocks"]["attn"]["qkv"]["kernel"][0].T
         scale = moved["alibi_scale"][:, None, :, None, None]
         return [
@@ -206,7 +206,7 @@ def test_ema_step_equals_fairseq(step):
     assert max(deviations(decay, step.student)) < 1e-6
     assert min(deviations(decay + 0.01, step.student)) > 1e-4  # a wrong decay shows
     assert min(deviations(decay, step.teacher)) > 1e-3  # so does the wrong source
-    assert "local_encoder" not in move_teacher(step.teacher, step.student, decay)["encoder"]
+    assert "local_encoder" not in update_average(step.teacher, step.student, decay)["encoder"]
 
 
 def shifted_mask(step):
