@@ -22,10 +22,10 @@ ENCODER = Emotion2VecConfig(
     dropout=0.1, attention_dropout=0.0, mlp_dropout=0.1, prenet_dropout=0.1, layer_drop=0.0,
 )  # fmt: skip
 BATCHES = DataConfig(
-    batch_seconds=90.0,
-    max_rows=32,
+    bucket_seconds=(2.3, 3.0, 4.0, 5.3),  # named, so that every fold compiles the same shapes
     max_seconds=5.3,
-    buckets=4,
+    batch_seconds=170.0,
+    max_rows=32,
     sampling="stratified",
     augment=AugmentConfig(
         speed_probability=0.8, speed=(0.85, 1.15), noise_probability=0.5, noise_snr_db=(15.0, 35.0)
@@ -50,17 +50,17 @@ def get_config() -> RunConfig:
                 ),
             ),
             batches=BATCHES,
-            optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.05, warmup_steps=30),
+            optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.05, warmup_steps=60, clip_norm=1.0),
             loop=LoopConfig(
-                steps=400, log_every=50, save_every=400, ema_decay=0.99, trainable=FROZEN_STEM
+                steps=600, log_every=100, save_every=600, ema_decay=0.99, trainable=FROZEN_STEM
             ),
         ),
         classify=ClassifyStage(
             task=ClassifyConfig(label_smoothing=0.1, mask_prob=0.15),
             batches=BATCHES,
-            optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.05, warmup_steps=30),
+            optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.05, warmup_steps=60, clip_norm=1.0),
             loop=LoopConfig(
-                steps=600, log_every=50, save_every=600, ema_decay=0.98, trainable=FROZEN_STEM
+                steps=700, log_every=100, save_every=700, ema_decay=0.98, trainable=FROZEN_STEM
             ),
         ),
     )  # fmt: skip
