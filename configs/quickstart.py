@@ -31,6 +31,8 @@ def get_config() -> RunConfig:
         ),
         pretrain=PretrainStage(
             task=PretrainConfig(
+                frame_weight=0.1,
+                utterance_weight=0.02,
                 category_weight=1.0,
                 data2vec=Data2VecConfig(
                     clone_batch=2, average_top_k_layers=2,

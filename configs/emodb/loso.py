@@ -31,6 +31,7 @@ BATCHES = DataConfig(
         speed_probability=0.8, speed=(0.85, 1.15), noise_probability=0.5, noise_snr_db=(15.0, 35.0)
     ),
 )
+OPTIMIZER = OptimizerConfig(learning_rate=2e-3, weight_decay=0.05, warmup_steps=60, clip_norm=1.0)
 FROZEN_STEM = r"(?!encoder/local_encoder/).*"
 
 
@@ -50,7 +51,7 @@ def get_config() -> RunConfig:
                 ),
             ),
             batches=BATCHES,
-            optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.05, warmup_steps=60, clip_norm=1.0),
+            optimizer=OPTIMIZER,
             loop=LoopConfig(
                 steps=600, log_every=100, save_every=600, ema_decay=0.99, trainable=FROZEN_STEM
             ),
@@ -58,7 +59,7 @@ def get_config() -> RunConfig:
         classify=ClassifyStage(
             task=ClassifyConfig(label_smoothing=0.1, mask_prob=0.15),
             batches=BATCHES,
-            optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.05, warmup_steps=60, clip_norm=1.0),
+            optimizer=OPTIMIZER,
             loop=LoopConfig(
                 steps=700, log_every=100, save_every=700, ema_decay=0.98, trainable=FROZEN_STEM
             ),
