@@ -8,6 +8,7 @@ Shapes: B batch, N samples, T frames, E extra tokens, S = E + T, D width, H head
 L layers.
 """
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -19,7 +20,7 @@ from flax.linen.spmd import with_logical_constraint
 from jax import lax
 
 from c2ser_jax.models.attention import Attention, alibi_slopes, frame_distances
-from c2ser_jax.models.convolution import grouped_conv, strided_conv
+from c2ser_jax.models.convolution import grouped_conv, row_by_row, strided_conv
 from c2ser_jax.models.emotion2vec_config import ConvLayer, Emotion2VecConfig
 from c2ser_jax.models.layers import (
     TORCH_UNIFORM,
@@ -84,6 +85,19 @@ class Conv(nn.Module):
         return kernel, parameter(self, "bias", zeros, self.shape[2:], axes[2:])
 
 
+class Norm(nn.Module):
+    """Holds the parameters of a norm over channels; the caller normalises."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self):
+        """Returns (scale float32[C], bias float32[C])."""
+        shape, axes = (self.channels,), ("channels",)
+        scale = parameter(self, "scale", nn.initializers.ones_init(), shape, axes)
+        return scale, parameter(self, "bias", nn.initializers.zeros_init(), shape, axes)
+
+
 class LocalEncoder(nn.Module):
     """Convolutions over the waveform, each followed by a channel norm and GELU."""
 
@@ -92,16 +106,15 @@ class LocalEncoder(nn.Module):
     @nn.compact
     def __call__(self, audio):
         """Maps the waveform dtype[B, N] to dtype[B, T, C]."""
-        x = audio[:, :, None]
+        layers, channels = [], 1
         for i, layer in enumerate(self.cfg.conv_layers):
-            shape = (layer.kernel, x.shape[-1], layer.channels)
+            shape = (layer.kernel, channels, layer.channels)
             init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-            kernel, bias = Conv(shape, "channels", init, self.cfg.conv_bias, name=f"conv_{i}")()
-            with full_precision(x.dtype):
-                x = strided_conv(x, kernel.astype(x.dtype), stride=layer.stride)
-            if bias is not None:
-                x = x + bias.astype(x.dtype)
-            x = gelu(LayerNorm(OUTER_EPSILON, "channels", name=f"norm_{i}")(x))
+            conv = Conv(shape, "channels", init, self.cfg.conv_bias, name=f"conv_{i}")()
+            layers.append((*conv, *Norm(layer.channels, name=f"norm_{i}")()))
+            channels = layer.channels
+        strides = tuple(layer.stride for layer in self.cfg.conv_layers)
+        x = row_by_row(functools.partial(local_convolutions, strides=strides), layers, audio)
         return with_logical_constraint(x, ("batch", "time", "channels"))
 
 
@@ -125,18 +138,17 @@ class PositionalEncoder(nn.Module):
     cfg: Emotion2VecConfig
 
     @nn.compact
-    def __call__(self, x, mask, *, train: bool = False):
+    def __call__(self, x, mask):
         """Maps dtype[B, T, D] and mask bool[B, T] to dtype[B, T, D].
 
         Padding is zeroed before every convolution: bias and norm fill it again after each.
         """
         D, groups = x.shape[-1], self.cfg.position_groups
         shape = (self.cfg.position_kernel, D // groups, D)
-        layers = [
-            Conv(shape, "width", TORCH_UNIFORM, True, name=f"conv_{i}")()
-            for i in range(self.cfg.position_depth)
-        ]
-        return scan_convs(x, mask, layers, groups=groups, train=train)
+        for i in range(self.cfg.position_depth):
+            kernel, bias = Conv(shape, "width", TORCH_UNIFORM, True, name=f"conv_{i}")()
+            x = conv_norm_gelu(zero_padding(x, mask), kernel, bias, groups=groups)
+        return x
 
 
 class Block(nn.Module):
@@ -231,7 +243,7 @@ class Emotion2Vec(nn.Module):
         proj, frame_mask, conv = self.local_features(audio, audio_samples, audio_statistics)
         seen = frame_mask if hidden is None else frame_mask & ~hidden
         shown = proj if hidden is None else zero_padding(proj, seen)
-        pos = self.positions(shown, frame_mask, train=train)
+        pos = self.positions(shown, frame_mask)
         tokens, frames, layers = self.contextualize(
             proj + pos, seen, train=train, collect=LAYERS if return_layers else ()
         )
@@ -257,9 +269,9 @@ class Emotion2Vec(nn.Module):
         proj = with_logical_constraint(self.project_features(conv), ("batch", "time", "width"))
         return proj, frame_mask, conv
 
-    def positions(self, x, frame_mask, *, train: bool = False):
+    def positions(self, x, frame_mask):
         """The positional stack's output dtype[B, T, D] for frames dtype[B, T, D]."""
-        return self.relative_positional_encoder(x, frame_mask, train=train)
+        return self.relative_positional_encoder(x, frame_mask)
 
     def contextualize(
         self,
@@ -375,25 +387,6 @@ def normalize_waveform(audio, audio_samples, audio_statistics=None):
     return jnp.where(real, (audio - mean) * lax.rsqrt(variance + 1e-5), 0.0)
 
 
-def scan_convs(x, mask, layers, *, groups: int, train: bool, residual: bool = False):
-    """Applies `conv_norm_gelu` once per layer, each time with the padding set to zero before.
-
-    dtype[B, T, C], mask bool[B, T], layers [(kernel float32[K, C // G, C], bias float32[C])] ->
-    dtype[B, T, C]; `residual` adds each layer's input to its output. Without `train` the layers
-    share one loop body, which halves the program to compile. In training they are written out:
-    XLA:CPU brings the gradient of a convolution into its fast form only outside of loops, and
-    loses a factor of 25 inside (jax 0.10.2).
-    """
-
-    def body(x, layer):
-        x = zero_padding(x, mask)
-        y = conv_norm_gelu(x, *layer, groups=groups)
-        return x + y if residual else y, None
-
-    stacked = tuple(jnp.stack(leaves) for leaves in zip(*layers, strict=True))
-    return lax.scan(body, x, stacked, unroll=train)[0]
-
-
 def conv_norm_gelu(x, kernel, bias, *, groups: int):
     """Grouped convolution that keeps the length, norm without parameters, GELU.
 
@@ -402,6 +395,20 @@ def conv_norm_gelu(x, kernel, bias, *, groups: int):
     with full_precision(x.dtype):
         y = grouped_conv(x, kernel.astype(x.dtype), groups=groups)
     return gelu(layer_norm(y + bias.astype(x.dtype), epsilon=OUTER_EPSILON))
+
+
+def local_convolutions(layers, audio, *, strides: tuple[int, ...]):
+    """Convolution without padding, norm and GELU, once per layer: dtype[B, N] -> dtype[B, T, C].
+
+    layers: (kernel [K, Cin, Cout], bias [Cout] or None, norm's scale [Cout], norm's bias [Cout]).
+    """
+    x = audio[:, :, None]
+    for (kernel, bias, scale, shift), stride in zip(layers, strides, strict=True):
+        with full_precision(x.dtype):
+            x = strided_conv(x, kernel.astype(x.dtype), stride=stride)
+        x = x if bias is None else x + bias.astype(x.dtype)
+        x = gelu(layer_norm(x, scale, shift, epsilon=OUTER_EPSILON))
+    return x
 
 
 def zero_padding(x, mask):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from c2ser_jax.models.convolution import convolve, grouped_conv, strided_conv
+from c2ser_jax.models.convolution import convolve, grouped_conv, row_by_row, strided_conv
 
 GROUPED = [  # B, T, channels in, channels out, K, G
     (2, 11, 6, 15, 5, 3),
@@ -170,3 +170,41 @@ def test_no_convolution_in_a_training_step_is_left_to_the_plain_loop():
     layouts = re.findall(r"dim_numbers = (.+?), window", program)
     assert len(layouts) >= 4
     assert set(layouts) == {"[b, 0, f]x[0, i, o]->[b, 0, f]"}
+
+
+def two_convolutions(params, audio):
+    """Rows float[B, N] -> [B, T, 6], each from itself alone."""
+    x = jnp.sin(strided_conv(audio[:, :, None], params["first"], stride=2))
+    return jnp.sin(strided_conv(x, params["second"], stride=2))
+
+
+@pytest.mark.parametrize("at_once, rows", [(1, 1), (80, 2), (130, 3), (1000, 6)])
+def test_rows_in_turn_are_those_of_the_whole_batch(at_once, rows):
+    params = {"first": random(4, 1, 5), "second": random(3, 5, 6)}
+    audio, weights = random(6, 40), random(6, 9, 6)
+    sizes = []
+
+    def function(params, audio):
+        sizes.append(audio.shape[0])
+        return two_convolutions(params, audio)
+
+    def loss(params, audio):
+        return jnp.sum(weights * row_by_row(function, params, audio, at_once=at_once))
+
+    truth = two_convolutions(params, audio)
+    found = jax.jit(lambda p, x: row_by_row(function, p, x, at_once=at_once))(params, audio)
+    assert min(sizes) == rows
+    assert relative_error(found, truth) < 1e-6
+    assert relative_error(jnp.roll(found, 1, 0), truth) > 1e-2
+    truth = jax.grad(lambda p, x: jnp.sum(weights * two_convolutions(p, x)), (0, 1))(params, audio)
+    found = jax.jit(jax.grad(loss, (0, 1)))(params, audio)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(truth), strict=True):
+        assert relative_error(a, b) < 2e-6
+
+
+def test_rows_stay_together_off_the_cpu():
+    params = {"first": random(4, 1, 5), "second": random(3, 5, 6)}
+    encode = jax.jit(lambda p, x: row_by_row(two_convolutions, p, x, at_once=1))
+    for platform, looped in [("cpu", True), ("cuda", False)]:
+        program = export.export(encode, platforms=[platform])(params, random(6, 40))
+        assert ("stablehlo.while" in program.mlir_module()) is looped
