@@ -26,7 +26,6 @@ from c2ser_jax.models.emotion2vec import (
     Emotion2VecConfig,
     conv_norm_gelu,
     masked_mean,
-    scan_convs,
     zero_padding,
 )
 from c2ser_jax.models.layers import TORCH_UNIFORM, Dense, dropout, layer_norm
@@ -143,21 +142,14 @@ class Decoder(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x, mask, *, train: bool = False):
+    def __call__(self, x, mask):
         """Maps dtype[R, T, D] and mask bool[R, T] (True = real) to dtype[R, T, D]."""
         cfg, D = self.cfg, x.shape[-1]
-        layers, inputs = [], D
         for i in range(cfg.decoder_depth):
-            shape = (cfg.decoder_kernel, inputs // cfg.decoder_groups, cfg.decoder_width)
-            layers.append(Conv(shape, "channels", TORCH_UNIFORM, True, name=f"conv_{i}")())
-            inputs = cfg.decoder_width
-        y = conv_norm_gelu(zero_padding(x, mask), *layers[0], groups=cfg.decoder_groups)
-        x = x + y if cfg.decoder_residual and D == cfg.decoder_width else y
-        if layers[1:]:
-            x = scan_convs(
-                x, mask, layers[1:], groups=cfg.decoder_groups, residual=cfg.decoder_residual,
-                train=train,
-            )  # fmt: skip
+            shape = (cfg.decoder_kernel, x.shape[-1] // cfg.decoder_groups, cfg.decoder_width)
+            kernel, bias = Conv(shape, "channels", TORCH_UNIFORM, True, name=f"conv_{i}")()
+            y = conv_norm_gelu(zero_padding(x, mask), kernel, bias, groups=cfg.decoder_groups)
+            x = x + y if cfg.decoder_residual and x.shape == y.shape else y
         dtype = jnp.dtype(self.dtype)
         return Dense(D, ("channels", "width"), dtype, TORCH_UNIFORM, name="proj")(x)
 
@@ -203,7 +195,7 @@ class Data2Vec(nn.Module):
         K = pre.kept_frames(T) if kept_frames is None else kept_frames
         x, real = clone(local, clones), clone(frame_mask, clones)
         masked, kept = masked & real, real & ~masked
-        x = x + self.encoder.positions(zero_padding(x, ~masked), real, train=train)
+        x = x + self.encoder.positions(zero_padding(x, ~masked), real)
         x, kept_indices, kept_mask = gather_kept(x, kept, K)
         tokens, frames, layers = self.encoder.contextualize(
             x, kept_mask, frame_indices=kept_indices, train=train,
@@ -225,7 +217,7 @@ class Data2Vec(nn.Module):
         return StudentOutput(
             local_features=local,
             frame_mask=frame_mask,
-            predictions=self.decoder(decoder_input, real, train=train),
+            predictions=self.decoder(decoder_input, real),
             masked=masked,
             tokens=encoded[:, :E],
             utterance=utterance_prediction(tokens, pre.utterance_prediction),
@@ -236,7 +228,7 @@ class Data2Vec(nn.Module):
     def _pooled(self, local, frame_mask, frames, kept_mask, train):
         """Vector of the category loss, float32[B, D]."""
         if self.pretraining.pooled_pass == "unmasked":
-            x = local + self.encoder.positions(local, frame_mask, train=train)
+            x = local + self.encoder.positions(local, frame_mask)
             _, frames, _ = self.encoder.contextualize(x, frame_mask, train=train)
             return masked_mean(frames, frame_mask)
         pooled = masked_mean(frames, kept_mask)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from c2ser_jax.models import emotion2vec, layers
+from c2ser_jax.models import attention, emotion2vec, layers
 from c2ser_jax.models.emotion2vec import Emotion2Vec
 from tests.golden_roots import golden_cases
 from tests.parity.golden_weights import (
@@ -122,8 +122,11 @@ def small_epsilon(monkeypatch):
 
 
 def no_query_scale(monkeypatch):
-    original = jax.nn.dot_product_attention
-    monkeypatch.setattr(jax.nn, "dot_product_attention", partial(original, scale=1.0))
+    def unscaled(query, *args, **options):
+        return original(query * query.shape[-1] ** 0.5, *args, **options)
+
+    original = attention.attend
+    monkeypatch.setattr(attention, "attend", unscaled)
 
 
 @pytest.mark.parametrize(

@@ -29,19 +29,19 @@ def initial(cfg, boxed=False):
     return generic_params(variables)
 
 
-def encode(cfg, variables, audio=AUDIO, samples=SAMPLES, seed=None, statistics=None, **options):
+def encode(cfg, variables, audio=AUDIO, samples=SAMPLES, seed=None, statistics=None, hidden=None,
+           **options):  # fmt: skip
     """The encoder's output; a seed means training."""
     key = None if seed is None else jax.random.key(seed)
-    return compiled(cfg, **options)(variables, audio, samples, key, statistics)
+    arrays = {"audio_statistics": statistics, "hidden": hidden}
+    return compiled(cfg, **options)(variables, audio, samples, key, arrays)
 
 
 @functools.cache
 def compiled(cfg, **options):
-    def run(variables, audio, samples, key, statistics):
+    def run(variables, audio, samples, key, arrays):
         train = {} if key is None else dict(train=True, rngs={"dropout": key})
-        return Emotion2Vec(cfg).apply(
-            variables, audio, samples, audio_statistics=statistics, **train, **options
-        )
+        return Emotion2Vec(cfg).apply(variables, audio, samples, **arrays, **train, **options)
 
     return jax.jit(run)
 
@@ -241,3 +241,22 @@ def test_pooled_is_the_mean_of_real_frames_in_float32():
     for row, count in enumerate(CFG.frames(SAMPLES)):
         mean = np.asarray(output.frames[row, :count], np.float32).mean(0)
         np.testing.assert_allclose(output.pooled[row], mean, atol=1e-5)
+
+
+def test_hidden_frames_are_neither_seen_nor_pooled():
+    variables = initial(CFG)
+    hidden = np.zeros((2, CFG.frames(700)), bool)
+    hidden[0, 5:9] = True
+    found = encode(CFG, variables, hidden=hidden)
+    loud = AUDIO.copy()
+    start = 4 * CFG.hop_samples + CFG.receptive_samples  # samples that only frames 5 to 8 reach
+    end = 9 * CFG.hop_samples
+    assert start < end
+    loud[0, start:end] *= 50
+    other = encode(CFG, variables, audio=loud, hidden=hidden)
+    np.testing.assert_allclose(found.pooled, other.pooled, atol=1e-5)
+    np.testing.assert_allclose(found.tokens, other.tokens, atol=1e-5)
+    plain = encode(CFG, variables)
+    assert np.abs(encode(CFG, variables, audio=loud).tokens - plain.tokens).max() > 1e-3
+    assert np.abs(found.tokens[0] - plain.tokens[0]).max() > 1e-3
+    np.testing.assert_allclose(found.tokens[1], plain.tokens[1], atol=1e-5)
