@@ -1,8 +1,9 @@
 """Scores a model on labelled audio: `python -m c2ser_jax.evaluate --help`."""
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ class Job:
     model: Path
     source: "Source"
     fold: str | None = None
+    bad: list[dict[str, str]] = field(default_factory=list)
+    """Rows that could not be read when the corpus was scanned: id, path, reason, detail."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -105,11 +108,13 @@ def run_jobs(arguments: argparse.Namespace, overrides: list[str]) -> tuple[list[
             f"the run {run.name!r} trains no classifier to evaluate; the scores of its probe, if "
             f"it has one, are in {workdir / 'probe' / 'metrics.json'}"
         )
-    corpus, _ = read_corpus(run.data)
+    corpus, bad = read_corpus(run.data)
     folds = make_folds(run.data, corpus, run.seed)
     jobs = []
     for fold in folds:
-        folder = workdir / fold.name if len(folds) > 1 else workdir
+        folder = workdir / fold.name
+        if len(folds) == 1 and not folder.is_dir():
+            folder = workdir  # a run of a single fold has no folder for it
         model = folder / "classify" / "model"
         if not model.is_dir():
             raise UserError(
@@ -117,6 +122,7 @@ def run_jobs(arguments: argparse.Namespace, overrides: list[str]) -> tuple[list[
                 f"--config {arguments.config} --workdir {workdir}"
             )
         jobs.append(Job(model, source_of(corpus, fold.test), fold.name))
+    jobs[0] = dataclasses.replace(jobs[0], bad=[dataclasses.asdict(file) for file in bad])
     output = Path(arguments.output) if arguments.output else workdir / "evaluation"
     return jobs, output, f"{run.name} on its test data"
 
@@ -143,6 +149,13 @@ def score_job(job: Job, arguments: argparse.Namespace, scores: "Scores | None") 
         leakage = check_leakage(read_trained_on(job.model), job.source)
     scores.leakage.append(f"{job.fold}: leakage {leakage}" if job.fold else f"leakage {leakage}")
     scores.count(labelled)
+    scores.bad += [
+        {
+            **{k: row[k] for k in ("id", "path", "reason")},
+            "message": f"{row['path']}: {row['detail']}",
+        }
+        for row in job.bad
+    ]
     places = list(labelled.targets)
     utterances = [job.source.utterances[place] for place in places]
     for index, result in model.stream(list(_clips(job.source, places))):

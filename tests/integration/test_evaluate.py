@@ -119,3 +119,35 @@ def test_wrong_usage_is_one_sentence(model, manifest, tmp_path):
         run(write_tiny(tmp_path / "e"), manifest, tmp_path / "o")
     with pytest.raises(SystemExit):
         main(["--checkpoint", str(model), "--manifest", str(manifest), "--outptu", "x"])
+
+
+def test_the_classifiers_of_a_run_are_scored_on_their_own_test_data(manifest, tmp_path, capsys):
+    """A run over two folds, as `train` leaves it; its models are random."""
+    config = tmp_path / "run.py"
+    config.write_text(
+        "from c2ser_jax.config import ClassifyStage, CorpusConfig, RunConfig\n"
+        "def get_config():\n"
+        f"    data = CorpusConfig(corpus='manifest', manifest={str(manifest)!r}, protocol='loso',\n"
+        "                        folds=('speaker-s1', 'speaker-s3'))\n"
+        "    return RunConfig(name='toy', data=data, classify=ClassifyStage())\n"
+    )
+    command = ["--config", str(config), "--workdir", str(tmp_path / "w")]
+    with pytest.raises(UserError, match="train this run first"):
+        main(command)
+    others = [{"id": f"u{i}", "audio_sha256": None} for i in range(40) if i % 5 not in (1, 3)]
+    for seed, fold in enumerate(("speaker-s1", "speaker-s3")):
+        write_tiny(
+            tmp_path / "w" / fold / "classify" / "model",
+            labels=sorted(WORDS), seed=seed, trained_on=others,
+        )  # fmt: skip
+    assert main(command) == 1  # u41, of speaker s1, is missing
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "w/evaluation/predictions.jsonl").read_text().splitlines()
+    ]
+    assert {(row["fold"][-2:], row["speaker"]) for row in rows} == {("s1", "s1"), ("s3", "s3")}
+    assert len(rows) == 16
+    metrics = json.loads((tmp_path / "w/evaluation/metrics.json").read_text())
+    assert [(row["id"], row["reason"]) for row in metrics["bad"]] == [("u41", "missing")]
+    assert [line.split(":")[0][-2:] for line in metrics["leakage"]] == ["s1", "s3"]
+    assert main([*command, "--output", str(tmp_path / "p"), "--data.folds", "speaker-s3"]) == 1
