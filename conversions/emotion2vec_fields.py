@@ -37,9 +37,6 @@ AUDIO_FIELDS: dict[str, tuple[str, type]] = {
 PRETRAINING_FIELDS: dict[str, tuple[str, type]] = {
     "clone_batch": ("clone_batch", int),
     "average_top_k_layers": ("average_top_k_layers", int),
-    "ema_decay": ("ema_decay", float),
-    "ema_end_decay": ("ema_end_decay", float),
-    "ema_anneal_steps": ("ema_anneal_end_step", int),
 }
 MASKING_FIELDS: dict[str, tuple[str, type]] = {
     "mask_prob": ("mask_prob", float),
@@ -89,7 +86,7 @@ def coerce(value: Any, kind: type, key: str, where: str) -> Any:
             number = math.nan
         if kind is float and math.isfinite(number):
             return number
-        limit = 65536 if key != "ema_anneal_end_step" else 1 << 40
+        limit = 65536
         if kind is int and number == number // 1 and 0 <= number <= limit:
             return int(number)
     raise UserError(f"{where}: {key} is {value!r:.40}, wanted {kind.__name__} in a usable range")

@@ -36,7 +36,7 @@ TEACHER_PATHS = r"encoder/(?!local_encoder/|project_features/).*"
 
 @dataclasses.dataclass(frozen=True)
 class Data2VecConfig:
-    """How the student is masked, what it predicts and how its teacher moves.
+    """How the student is masked and what it predicts; how its teacher moves is the loop's matter.
 
     The defaults are emotion2vec's pretraining (FunASR's template). `mask_sampler` "block" masks an
     exact share of every row, "span" a random one (`models/masking.py`). `target_norm` is applied
@@ -66,9 +66,6 @@ class Data2VecConfig:
     decoder_groups: int = 16
     decoder_residual: bool = True
     decoder_input_dropout: float = 0.1
-    ema_decay: float = 0.999
-    ema_end_decay: float = 0.99999
-    ema_anneal_steps: int = 20_000
 
     def __post_init__(self):
         """Raises UserError for a value that can't work."""
@@ -81,9 +78,6 @@ class Data2VecConfig:
                      "decoder_depth", "decoder_groups"):  # fmt: skip
             value = getattr(self, name)
             yield value < 1, f"{name} is {value}: it must be at least 1"
-        for name in ("ema_decay", "ema_end_decay"):
-            value = getattr(self, name)
-            yield not 0.0 <= value <= 1.0, f"{name} is {value}: it must lie in [0, 1]"
         for name in ("mask_dropout", "decoder_input_dropout"):
             value = getattr(self, name)
             yield not 0.0 <= value < 1.0, f"{name} is {value}: it must lie in [0, 1)"

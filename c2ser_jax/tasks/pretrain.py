@@ -116,7 +116,7 @@ class Pretrain:
         targets = frame_targets(layers, real, norm=cfg.target_norm)
         whole = utterance_targets(layers, real, kind=cfg.utterance_target, norm=cfg.target_norm)
         clones = student.masked.shape[0] // real.shape[0]
-        spoken = batch["audio_samples"] > 0
+        spoken = real.any(1)
         targets, whole, rows = clone(targets, clones), clone(whole, clones), clone(spoken, clones)
         terms: Terms = {
             "frame": frame_regression(student.predictions, targets, student.masked),

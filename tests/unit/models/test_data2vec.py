@@ -94,7 +94,6 @@ def weights():
         (dict(target_norm="batch"), "use one of instance, layer"),
         (dict(utterance_prediction="chunk"), "last_token, mean_of_tokens"),
         (dict(decoder_input_dropout=1.5), "must lie in"),
-        (dict(ema_decay=1.5), "ema_decay is 1.5"),
     ],
 )
 def test_impossible_configs_are_refused_in_a_sentence(values, sentence):
