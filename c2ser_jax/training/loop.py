@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from c2ser_jax.errors import UserError
 from c2ser_jax.parallel.distributed import any_process, is_main_process, to_global
-from c2ser_jax.parallel.rules import RULES, replicated
+from c2ser_jax.parallel.rules import RULES, batch_parts, replicated
 from c2ser_jax.tasks.task import Task
 from c2ser_jax.training import optimizer as optimizers
 from c2ser_jax.training.checkpoint import TrainingCheckpoints
@@ -35,8 +35,10 @@ from c2ser_jax.training.window import Window
 class Dataset(Protocol):
     """Where batches come from; a pure function of seed and step."""
 
-    fingerprint: str
-    steps_per_epoch: int
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the utterances, their audio or their labels."""
+        ...
 
     def batches(self, start_step: int) -> Iterator[dict[str, Any]]:
         """Yields this process's rows of the batches start_step, start_step + 1, …"""
@@ -155,6 +157,7 @@ class _Run:
         cfg = self.cfg
         batch, ids = split_batch(next(stream))
         batch = to_global(batch, self.mesh)
+        check_rows(batch, self.mesh, cfg.microbatches)
         state, run_key = self._first_state(batch, start, seed, init_params)
         self.saved = start
         programs = self._programs(state)
@@ -167,6 +170,7 @@ class _Run:
             if batch is None:
                 host_batch, ids = split_batch(next(stream))
                 batch = to_global(host_batch, self.mesh)
+                check_rows(batch, self.mesh, cfg.microbatches)
             vote = halt if self.stop.requested else go_on
             state, healthy, report = programs(state, healthy, batch, vote, run_key)
             batch = None
@@ -274,6 +278,17 @@ def _averaged_paths(task: Task, cfg: LoopConfig) -> str | None:
             "is 0: give ema_decay, such as 0.999"
         )
     return (cfg.ema_paths or task.ema_paths or ".*") if wanted else None
+
+
+def check_rows(batch: Mapping[str, jax.Array], mesh: Mesh, microbatches: int) -> None:
+    """Errors: UserError when the global rows cannot be cut evenly over devices and microbatches."""
+    rows, parts = next(iter(batch.values())).shape[0], batch_parts(mesh)
+    if rows % (parts * microbatches):
+        raise UserError(
+            f"a batch of {rows} rows cannot be cut into {microbatches} microbatches over {parts} "
+            f"device groups (mesh data × fsdp): make its rows a multiple of {parts * microbatches} "
+            "(data.row_multiple)"
+        )
 
 
 def split_batch(batch: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
