@@ -29,6 +29,8 @@ def initialize_from_environment(
     otherwise the run is a single process. Returns whether there are several. Errors: UserError when
     only some of the three are given or are no numbers.
     """
+    # JAX's own handler would swallow SIGTERM; training notes it itself (training/preemption.py).
+    jax.config.update("jax_enable_preemption_service", False)
     values = (coordinator, num_processes, process_id)
     given = [
         value if value is not None else os.environ.get(name)

@@ -1,0 +1,146 @@
+"""Training is exact: killed, preempted, resumed, in one process or two, it takes the same way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from c2ser_jax.training.log import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMING = ("seconds", "compile_seconds", "steps_per_second", "audio_seconds_per_second")
+STEPS = 24
+
+
+def start(workdir: Path, *arguments: object, processes: int = 1) -> subprocess.Popen:
+    """Starts the tiny pretraining; few compiler passes, because these tests mostly compile."""
+    environment = {
+        **os.environ,
+        "C2SER_COMPILATION_CACHE": str(workdir.parent / "cache"),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONWARNINGS": "error",
+    }
+    command = [sys.executable, "-m", "tests.integration.tiny_pretraining", "--workdir", workdir]
+    if processes > 1:
+        launcher = [sys.executable, "launch/local_multiprocess.py", "--processes", processes, "--"]
+        command = [*launcher, *command]
+    with open(workdir.with_suffix(".log"), "a") as log:
+        return subprocess.Popen(
+            [str(part) for part in (*command, *arguments)],
+            cwd=ROOT,
+            env=environment,
+            stderr=log,
+        )
+
+
+def finish(process: subprocess.Popen, workdir: Path, code: int) -> None:
+    try:
+        assert process.wait(timeout=300) == code, workdir.with_suffix(".log").read_text()[-3000:]
+    finally:
+        process.kill()
+
+
+def wait_for_rows(process: subprocess.Popen, workdir: Path, count: int) -> None:
+    deadline = time.monotonic() + 300
+    while len(read_metrics(workdir / "metrics.jsonl")) < count:
+        late = time.monotonic() > deadline or process.poll() is not None
+        assert not late, workdir.with_suffix(".log").read_text()[-3000:]
+        time.sleep(0.002)
+
+
+def training_rows(workdir: Path) -> list[dict]:
+    """The logged numbers without those that tell the time."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in row.items() if k not in TIMING} for row in rows if row["kind"] == "train"
+    ]
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as stored:
+        return dict(stored)
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    return [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Where the runs of these tests share a compilation cache."""
+    return tmp_path_factory.mktemp("exact")
+
+
+def test_a_run_killed_twice_ends_bit_for_bit_the_same(root):
+    whole, broken = root / "whole", root / "broken"
+    finish(start(whole, "--output", root / "whole.npz"), whole, 0)
+    rng = np.random.default_rng(20)
+    process = start(broken, "--workers", 2)
+    wait_for_rows(process, broken, int(rng.integers(9, 18)))
+    time.sleep(float(rng.uniform(0, 0.03)))
+    process.kill()
+    finish(process, broken, -signal.SIGKILL)
+    assert saved_steps(broken) and max(saved_steps(broken)) < STEPS
+    process = start(broken, "--die-in-save")
+    finish(process, broken, -signal.SIGKILL)
+    assert [path for path in (broken / "checkpoints").iterdir() if "tmp" in path.name]
+    process = start(broken, "--workers", 2, "--output", root / "broken.npz")
+    finish(process, broken, 0)
+
+    ours, theirs = arrays(root / "whole.npz"), arrays(root / "broken.npz")
+    assert sorted(ours) == sorted(theirs) and len(ours) > 40
+    for name in ours:
+        assert ours[name].tobytes() == theirs[name].tobytes(), name
+    assert training_rows(whole) == training_rows(broken)
+    assert [row["step"] for row in training_rows(broken)] == list(range(1, STEPS + 1))
+    assert broken.with_suffix(".log").read_text().count("resumes from step") == 2
+
+
+def test_two_processes_give_the_same_gradients_and_stop_together(root):
+    alone, pair = root / "alone", root / "pair"
+    fake = ("--task", "fake", "--steps", 200, "--save-every", 50)
+    outputs = ("--output", root / "alone.npz", "--first-gradients", root / "alone.first.npz")
+    finish(start(alone, *fake, *outputs), alone, 0)
+    process = start(pair, *fake, "--first-gradients", root / "pair.first.npz", processes=2)
+    wait_for_rows(process, pair, 10)
+    process.send_signal(signal.SIGTERM)
+    finish(process, pair, 0)
+    stopped_at = max(saved_steps(pair))
+    rows, wanted = training_rows(pair), training_rows(alone)
+    assert rows[-1]["step"] == stopped_at < 200
+    assert pair.with_suffix(".log").read_text().count("stopped by a signal") == 1
+    for row, other in zip(rows[:5], wanted[:5], strict=True):
+        for name in ("loss", "class", "teacher", "gradient_norm"):
+            assert row[name] == pytest.approx(other[name], rel=1e-5)
+    ours, theirs = arrays(root / "alone.first.npz"), arrays(root / "pair.first.npz")
+    assert sorted(ours) == sorted(theirs) and len(ours) == 4
+    for name, one in ours.items():
+        assert np.linalg.norm(theirs[name] - one) < 1e-5 * np.linalg.norm(one), name
+
+    # What two processes saved, one process on one device goes on with.
+    finish(start(pair, *fake, "--output", root / "pair.npz"), pair, 0)
+    assert training_rows(pair)[-1]["loss"] == pytest.approx(wanted[-1]["loss"], rel=1e-3)
+    ours, theirs = arrays(root / "alone.npz"), arrays(root / "pair.npz")
+    for name, one in ours.items():
+        np.testing.assert_allclose(theirs[name], one, atol=1e-3, rtol=0, err_msg=name)
+
+
+def test_the_launcher_fails_when_one_process_fails(tmp_path):
+    program = (
+        "import os, sys, time\n"
+        "if os.environ['C2SER_PROCESS_ID'] == '1': sys.exit(3)\n"
+        "time.sleep(60)\n"
+    )
+    launcher = [sys.executable, str(ROOT / "launch" / "local_multiprocess.py"), "--processes", "3"]
+    begun = time.monotonic()
+    done = subprocess.run(
+        [*launcher, "--", sys.executable, "-c", program], capture_output=True, check=False
+    )
+    assert done.returncode == 3 and b"process 1 ended with 3" in done.stderr
+    assert time.monotonic() - begun < 20
