@@ -1,12 +1,13 @@
 """The folder of features: safe names, whole files, resume that trusts nothing."""
 
+import errno
 import json
 
 import numpy as np
 import pytest
 
 from c2ser_jax.errors import UserError
-from c2ser_jax.extraction.store import FeatureStore, file_stem, read_rows
+from c2ser_jax.extraction.store import FeatureStore, FrameFile, file_stem, read_rows
 
 SETTINGS = {"granularity": "frame", "layer": None}
 
@@ -91,3 +92,21 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         FeatureStore(other / "thesis.txt", SETTINGS, resume=False)
     assert json.loads((folder / "extract.json").read_text()) == SETTINGS
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path, monkeypatch):
+    def full(self, offset, values):
+        self._file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with FeatureStore(tmp_path / "o", SETTINGS, resume=False) as store:
+        store.add("a", np.ones((2, 2), np.float32), {"path": "a.wav"})
+        monkeypatch.setattr(FrameFile, "write", full)
+        with pytest.raises(UserError, match="No space left on device.*--resume"):
+            store.add("b", np.ones((2, 2), np.float32), {"path": "b.wav"})
+    monkeypatch.undo()
+    assert sorted(path.suffix for path in (tmp_path / "o").iterdir()) == [
+        ".json", ".jsonl", ".jsonl", ".npy",
+    ]  # fmt: skip
+    with FeatureStore(tmp_path / "o", SETTINGS, resume=True) as store:
+        assert store.finished("a", "a.wav") and not store.finished("b", "b.wav")
