@@ -17,7 +17,8 @@ class MetricsWriter:
     """Appends rows to DIR/metrics.jsonl and shows progress; nothing of it unless `active`.
 
     Rows after `start_step`, left by a run that was killed and now goes on from there, are dropped,
-    so the curves have each step once. `history` holds all rows, of earlier starts too.
+    and evaluations at it, which are done again, so the curves have each step once. `history` holds
+    all rows, of earlier starts too.
     """
 
     def __init__(
@@ -53,8 +54,14 @@ class MetricsWriter:
         self.history.append(row)
         if not self._active:
             return
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._file.name}: {error.strerror}: make room there and start the "
+                "same command again"
+            ) from error
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, float | int) and name != "step":
@@ -99,7 +106,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _keep_rows(path: Path, start_step: int) -> list[dict[str, Any]]:
-    rows = [row for row in read_metrics(path) if row.get("step", 0) <= start_step]
+    rows = [
+        row
+        for row in read_metrics(path)
+        if row["step"] < start_step or (row["step"] == start_step and row["kind"] == "train")
+    ]
     if path.exists():
         temporary = path.with_suffix(".jsonl.tmp")
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

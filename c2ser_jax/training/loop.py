@@ -155,9 +155,8 @@ class _Run:
     def train(self, stream: Any, start: int | None, seed: int, init_params: Any) -> FitResult:
         """Runs from step `start` (None: a fresh state) to the last step or to a signal."""
         cfg = self.cfg
-        batch, ids = split_batch(next(stream))
-        batch = to_global(batch, self.mesh)
-        check_rows(batch, self.mesh, cfg.microbatches)
+        batch: Any
+        batch, ids = self._next_batch(stream)
         state, run_key = self._first_state(batch, start, seed, init_params)
         self.saved = start
         programs = self._programs(state)
@@ -165,12 +164,22 @@ class _Run:
         healthy = jax.jit(lambda: jnp.bool_(True), out_shardings=replicated(self.mesh))()
         unsettled: Any = None
         step, stopped = start or 0, False
+        if start is not None and self._evaluation_is_due(start):
+            self._evaluate(start, state)  # a kill may have come between saving and evaluating
         self.window.restart()
         while step < cfg.steps and not stopped:
             if batch is None:
-                host_batch, ids = split_batch(next(stream))
-                batch = to_global(host_batch, self.mesh)
-                check_rows(batch, self.mesh, cfg.microbatches)
+                try:
+                    batch, ids = self._next_batch(stream)
+                except Exception:
+                    if not self.stop.requested or jax.process_count() > 1:
+                        raise
+                    # The signal went to the whole process group and ended the data workers, too.
+                    stopped = True
+                    if unsettled is not None:
+                        self._settle(unsettled, state)
+                    self._boundary(step, state, programs.seconds, True)
+                    break
             vote = halt if self.stop.requested else go_on
             state, healthy, report = programs(state, healthy, batch, vote, run_key)
             batch = None
@@ -193,6 +202,15 @@ class _Run:
         else:
             self.log.say(f"stopped by a signal; step {step} is saved, the same command goes on")
         return FitResult(state, self.log.history, stopped)
+
+    def _next_batch(self, stream: Any) -> tuple[dict[str, jax.Array], list[str]]:
+        try:
+            rows, ids = split_batch(next(stream))
+        except StopIteration:
+            raise UserError("the data ended before the last step: give fewer steps") from None
+        batch = to_global(rows, self.mesh)
+        check_rows(batch, self.mesh, self.cfg.microbatches)
+        return batch, ids
 
     def _intervals(self) -> tuple[int | None, ...]:
         return self.cfg.log_every, self.cfg.save_every, self.cfg.evaluate_every
@@ -251,13 +269,15 @@ class _Run:
             self.log.write("train", step, self.window.row(compile_seconds))
         if ends or step % cfg.save_every == 0:
             self._save(step, state)
-        if not ends and cfg.evaluate_every and step % cfg.evaluate_every == 0:
+        if not ends and self._evaluation_is_due(step):
             self._evaluate(step, state)
 
+    def _evaluation_is_due(self, step: int) -> bool:
+        every = self.cfg.evaluate_every
+        return every is not None and step % every == 0 and step < self.cfg.steps
+
     def _evaluate(self, step: int, state: TrainState) -> None:
-        """Logs an evaluation, unless an earlier start of this run has done it at this step."""
-        done = any(r["kind"] == "evaluate" and r["step"] == step for r in self.log.history)
-        if self.evaluate is None or done:
+        if self.evaluate is None:
             return
         begun = time.perf_counter()
         self.log.write("evaluate", step, self.evaluate(state, step))

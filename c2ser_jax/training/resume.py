@@ -12,7 +12,7 @@ from c2ser_jax.errors import UserError
 # The last parts of field names that change neither data nor parameters, only what is seen or kept.
 FREE_FIELDS = frozenset(
     "workdir output progress tensorboard log_every save_every keep_last keep_every evaluate_every "
-    "workers mesh versions cache".split()
+    "workers mesh versions cache root".split()
 )
 
 

@@ -97,7 +97,7 @@ def test_a_resumed_run_is_bit_identical(whole, tmp_path):
         ("train", 8),
         ("evaluate", 8),
     ]
-    again = train(tmp_path, evaluate=lambda state, step: {"score": 2.0})
+    again = train(tmp_path, evaluate=lambda state, step: {"score": 1.0})
     assert again.history == result.history
     other = train(tmp_path / "other", seed=6)
     assert any(np.any(a != b) for a, b in zip(leaves(result), leaves(other), strict=True))
@@ -224,3 +224,25 @@ def test_only_numbers_go_to_the_device():
     batch = FakeData().batch(0)
     arrays, ids = split_batch({**batch, "speaker": np.array(["a"] * 8), "text": ["x"] * 8})
     assert set(arrays) == {"audio", "audio_samples", "label"} and ids[2] == "step0row2"
+
+
+def test_data_workers_ended_by_the_same_signal_do_not_matter(tmp_path):
+    class GroupKilled(FakeData):
+        def batch(self, step):
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise RuntimeError("a worker is gone")
+            return super().batch(step)
+
+    result = train(tmp_path, data=GroupKilled())
+    assert result.stopped_by_signal and int(result.state.step) == 5
+    assert TrainingCheckpoints(tmp_path / "checkpoints").latest() == 5
+
+
+def test_data_that_end_early_get_a_sentence(tmp_path):
+    class Short(FakeData):
+        def batches(self, start_step):
+            return (self.batch(step) for step in range(3))
+
+    with pytest.raises(UserError, match="the data ended before"):
+        train(tmp_path, data=Short())
