@@ -100,6 +100,7 @@ def test_a_run_killed_twice_ends_bit_for_bit_the_same(root):
     assert training_rows(whole) == training_rows(broken)
     assert [row["step"] for row in training_rows(broken)] == list(range(1, STEPS + 1))
     assert broken.with_suffix(".log").read_text().count("resumes from step") == 2
+    assert all(path.name.isdigit() for path in (broken / "checkpoints").iterdir())
 
 
 def test_two_processes_give_the_same_gradients_and_stop_together(root):

@@ -1,5 +1,6 @@
 """What a run writes: each step once in metrics.jsonl, nothing from processes that do not write."""
 
+import io
 import json
 import math
 import signal
@@ -107,3 +108,21 @@ def test_handlers_are_put_back():
     with StopSignal() as stop:
         assert signal.getsignal(signal.SIGTERM) is not before and not stop.requested
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_terminal_gets_a_bar_and_lines_beside_it(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for progress, bar in ((None, True), (False, False)):
+        screen = Terminal()
+        monkeypatch.setattr(sys, "stderr", screen)
+        writer = MetricsWriter(tmp_path, start_step=2, total_steps=9, progress=progress)
+        writer.advance(3)
+        writer.say("compiling shape 8×16 … 1.0 s")
+        writer.write("train", 5, {"loss": 0.5})
+        writer.close()
+        assert ("5/9" in screen.getvalue()) is bar
+        assert "compiling shape" in screen.getvalue()
+        assert ("train step 5" in screen.getvalue()) is not bar
