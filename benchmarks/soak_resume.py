@@ -21,12 +21,20 @@ def start(workdir: Path, *arguments: object) -> subprocess.Popen:
     """Starts the program of the tests, with the compiler's usual passes."""
     command = [sys.executable, "-m", "tests.integration.tiny_pretraining", "--workdir", workdir]
     environment = {**os.environ, "C2SER_COMPILATION_CACHE": str(workdir.parent / "cache")}
-    return subprocess.Popen(
-        [str(part) for part in (*command, *arguments)],
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
+    with open(workdir.with_suffix(".log"), "a") as log:
+        return subprocess.Popen(
+            [str(part) for part in (*command, *arguments)],
+            cwd=ROOT,
+            env=environment,
+            stderr=log,
+        )
+
+
+def failed(workdir: Path, what: str) -> int:
+    """Prints the end of the run's log and what failed; returns the exit code."""
+    print(workdir.with_suffix(".log").read_text()[-3000:], file=sys.stderr)
+    print(what, file=sys.stderr)
+    return 1
 
 
 def rows(workdir: Path) -> int:
@@ -73,18 +81,15 @@ def main() -> int:
         options = ["--steps", args.steps, "--save-every", 10]
         begun = time.monotonic()
         if start(root / "whole", *options, "--output", root / "whole.npz").wait():
-            print("the uninterrupted run failed", file=sys.stderr)
-            return 1
+            return failed(root / "whole", "the uninterrupted run failed")
         print(f"uninterrupted: {time.monotonic() - begun:.0f} s", flush=True)
         for kill in range(1, args.kills + 1):
             told = live_and_die(root / "broken", rng, options, in_save=kill % 4 == 0)
             print(f"kill {kill}: {told}", flush=True)
             if f"ended with {-signal.SIGKILL} " not in told:
-                print("the run was not killed: give more --steps", file=sys.stderr)
-                return 1
+                return failed(root / "broken", "the run was not killed: give more --steps")
         if start(root / "broken", *options, "--output", root / "broken.npz").wait():
-            print("the last start failed", file=sys.stderr)
-            return 1
+            return failed(root / "broken", "the last start failed")
         with np.load(root / "whole.npz") as ours, np.load(root / "broken.npz") as theirs:
             equal = [ours[name].tobytes() == theirs[name].tobytes() for name in ours]
         print(f"{sum(equal)} of {len(equal)} arrays are bit-identical after {args.kills} kills")
