@@ -17,7 +17,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
-from jax import lax
 
 from c2ser_jax.models.attention import Attention, alibi_slopes, frame_distances
 from c2ser_jax.models.convolution import grouped_conv, row_by_row, strided_conv
@@ -31,7 +30,10 @@ from c2ser_jax.models.layers import (
     full_precision,
     gelu,
     layer_norm,
+    ordered_sum,
     parameter,
+    reciprocal_root,
+    rounded,
 )
 
 __all__ = [
@@ -380,11 +382,18 @@ def normalize_waveform(audio, audio_samples, audio_statistics=None):
     real = jnp.arange(audio.shape[1]) < audio_samples[:, None]
     if audio_statistics is None:
         count = jnp.maximum(audio_samples, 1)[:, None].astype(jnp.float32)
-        mean = audio.sum(1, keepdims=True) / count
-        variance = jnp.square(jnp.where(real, audio - mean, 0.0)).sum(1, keepdims=True) / count
+        mean = _row_sums(audio) / count
+        variance = _row_sums(jnp.square(jnp.where(real, audio - rounded(mean), 0.0))) / count
     else:
         mean, variance = audio_statistics[:, :1], audio_statistics[:, 1:]
-    return jnp.where(real, (audio - mean) * lax.rsqrt(variance + 1e-5), 0.0)
+    scaled = (audio - rounded(mean)) * reciprocal_root(rounded(variance) + 1e-5)
+    return jnp.where(real, scaled, 0.0)
+
+
+def _row_sums(x, columns: int = 128):
+    """float32[B, N] -> float32[B, 1], summed in the same order in every batch."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % columns)))
+    return ordered_sum(ordered_sum(x.reshape(x.shape[0], -1, columns))[:, :, None])
 
 
 def conv_norm_gelu(x, kernel, bias, *, groups: int):
@@ -418,7 +427,7 @@ def zero_padding(x, mask):
 
 def masked_mean(x, mask):
     """Mean over real frames, float32[B, D], of x[B, T, D] and mask bool[B, T]; zero without any."""
-    total = zero_padding(x.astype(jnp.float32), mask).sum(1)
+    total = ordered_sum(zero_padding(x.astype(jnp.float32), mask))
     return total / jnp.maximum(mask.sum(1, keepdims=True), 1)
 
 

@@ -18,6 +18,9 @@ from jax import lax
 TORCH_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """torch's default for Linear and Conv weights: uniform within 1 / sqrt(fan_in)."""
 
+SUM_BLOCK = 8
+"""XLA:CPU sums a product's terms in blocks of so many at most, and the rest in another order."""
+
 
 def full_precision(dtype: Any) -> AbstractContextManager:
     """Context in which products of float32 operands keep float32 precision on every backend.
@@ -35,16 +38,54 @@ def parameter(module: nn.Module, name: str, init: Callable, shape, axes) -> Any:
     return module.param(name, with_logical_partitioning(init, axes), tuple(shape), jnp.float32)
 
 
+@jax.custom_jvp
+def rounded(x):
+    """x itself, rounded to its dtype before its next use, whatever the compiler fuses.
+
+    XLA:CPU contracts `a * b + c` into one instruction where both operations land in one kernel,
+    which depends on the batch's shape: an utterance's last bits would depend on its neighbours. A
+    maximum with the lowest number stands between them and is not simplified away, as an
+    `optimization_barrier` is. The derivative is the identity's.
+    """
+    return jnp.maximum(x, jnp.finfo(x.dtype).min)
+
+
+@rounded.defjvp
+def _rounded_jvp(primals, tangents):
+    return rounded(*primals), tangents[0]
+
+
+def reciprocal_root(x):
+    """1 / sqrt(x) with the same bits in every batch.
+
+    `lax.rsqrt`, to which XLA rewrites 1 / sqrt, has a vector and a scalar form on CPU that differ
+    in the last bit, and the shape decides which one runs.
+    """
+    return 1.0 / rounded(jnp.sqrt(x))
+
+
+def ordered_sum(x):
+    """Sums the middle axis of float32[B, T, D] in the same order in every batch: float32[B, D].
+
+    XLA:CPU adds a plain sum's terms in an order that depends on B and T. A product with ones over a
+    multiple of SUM_BLOCK terms adds them in theirs, and zeros behind them change nothing.
+    """
+    B, T, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -T % SUM_BLOCK), (0, 0)))
+    with full_precision(jnp.float32):
+        return jnp.matmul(jnp.ones((B, 1, x.shape[1]), jnp.float32), x)[:, 0]
+
+
 def layer_norm(x, scale=None, bias=None, *, epsilon: float):
     """Normalises the last axis in float32, biased variance in two passes.
 
     x float[..., D], scale and bias float[D] or None -> x's dtype.
     """
     y = x.astype(jnp.float32)
-    y = y - y.mean(-1, keepdims=True)
-    y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)
+    y = y - rounded(y.mean(-1, keepdims=True))
+    y = y * reciprocal_root(rounded(jnp.square(y).mean(-1, keepdims=True)) + epsilon)
     if scale is not None:
-        y = y * scale
+        y = rounded(y * scale)
     if bias is not None:
         y = y + bias
     return y.astype(x.dtype)
@@ -113,9 +154,11 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = parameter(self, "kernel", self.kernel_init, shape, self.axes)
         bias = parameter(self, "bias", nn.initializers.zeros_init(), shape[1:], self.axes[1:])
+        # One matrix: with two leading axes XLA:CPU takes the backward pass 3 times as long.
+        rows = x.astype(self.dtype).reshape(-1, shape[0])
         with full_precision(self.dtype):
-            y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
-        return y + bias.astype(self.dtype)
+            y = jnp.dot(rows, kernel.astype(self.dtype))
+        return (y + bias.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
 
 
 class Mlp(nn.Module):
