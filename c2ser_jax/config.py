@@ -50,6 +50,8 @@ class CorpusConfig:
     """Label set in class order; empty takes the corpus's labels in alphabetical order."""
     test_share: float = 0.25
     """For `speakers`: share of the speakers held out for the test."""
+    test_speakers: tuple[str, ...] = ()
+    """For `speakers`: those held out, by name, whatever the seed; empty: `test_share` of them."""
     development: bool = True
     """Keep development utterances (another training speaker's) out of training."""
     scan: Literal["decode", "header"] = "decode"
@@ -66,6 +68,11 @@ class CorpusConfig:
             raise UserError("data.corpus is 'manifest' but data.manifest names no file; set it")
         if self.corpus != "synthetic" and self.protocol == "lists" and not self.lists:
             raise UserError("data.protocol is 'lists' but data.lists names no folder; set it")
+        if self.test_speakers and self.protocol != "speakers":
+            raise UserError(
+                f"data.test_speakers belongs to data.protocol speakers, not to {self.protocol}; "
+                "drop one of them"
+            )
         if not 0.0 < self.test_share < 1.0:
             raise UserError(f"data.test_share is {self.test_share}; it must lie between 0 and 1")
 

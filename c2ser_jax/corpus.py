@@ -68,7 +68,11 @@ def make_folds(cfg: CorpusConfig, source: Source, seed: int) -> list[splits.Fold
     elif cfg.protocol == "lists":
         folds = splits.emobox_folds(utterances, cfg.lists)
     else:
-        folds = [splits.speaker_disjoint_split(utterances, test_share=cfg.test_share, seed=seed)]
+        folds = [
+            splits.speaker_disjoint_split(
+                utterances, test_share=cfg.test_share, seed=seed, test_speakers=cfg.test_speakers
+            )
+        ]
     if not cfg.development:
         folds = [splits.Fold(f.name, [*f.train, *f.dev], [], f.test) for f in folds]
     if not cfg.folds:

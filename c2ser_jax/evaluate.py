@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,6 +133,7 @@ def score_job(job: Job, arguments: argparse.Namespace, scores: "Scores | None") 
       UserError: the model has no head, a label fits no class, or the data was trained on.
     """
     from c2ser_jax.evaluation.runner import Scores, check_leakage, match_labels
+    from c2ser_jax.extraction.clips import clips_of
     from c2ser_jax.inference import Prediction, load
     from c2ser_jax.training.checkpoint import read_trained_on
 
@@ -158,7 +158,7 @@ def score_job(job: Job, arguments: argparse.Namespace, scores: "Scores | None") 
     ]
     places = list(labelled.targets)
     utterances = [job.source.utterances[place] for place in places]
-    for index, result in model.stream(list(_clips(job.source, places))):
+    for index, result in model.stream(clips_of(job.source, utterances)):
         utterance = utterances[index]
         if isinstance(result, Prediction):
             target = labelled.targets[places[index]]
@@ -167,18 +167,6 @@ def score_job(job: Job, arguments: argparse.Namespace, scores: "Scores | None") 
         else:
             scores.fail(utterance, result.reason, result.message)
     return scores
-
-
-def _clips(source: "Source", places: list[int]) -> Iterator:
-    from c2ser_jax.data.sources import FileSource
-    from c2ser_jax.extraction.clips import Clip
-
-    for place in places:
-        utterance = source.utterances[place]
-        if isinstance(source, FileSource):
-            yield Clip.of(utterance)
-        else:
-            yield Clip(utterance.id, audio=source.load(place)[0])
 
 
 if __name__ == "__main__":

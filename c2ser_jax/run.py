@@ -50,7 +50,7 @@ def execute(
     lost: list[str] = []
     for fold in folds:
         folder = workdir / fold.name if len(folds) > 1 else workdir
-        context = FoldRun(run, fold, source, labels, folder, mesh, progress, say, lost)
+        context = FoldRun(run, fold, source, labels, folder, workdir, mesh, progress, say, lost)
         try:
             found = run_fold(context)
         except Stopped:

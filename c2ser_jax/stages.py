@@ -19,15 +19,16 @@ from c2ser_jax.config import ClassifyStage, PretrainStage, RunConfig
 from c2ser_jax.corpus import source_of
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.pipeline import DataConfig, TrainingData
-from c2ser_jax.data.sources import FileSource, Source
+from c2ser_jax.data.sources import Source
 from c2ser_jax.data.splits import Fold
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.metrics import classification_metrics
 from c2ser_jax.evaluation.plots import curves_picture
 from c2ser_jax.evaluation.probe_result import FoldResult
 from c2ser_jax.evaluation.protocols import run_probe
-from c2ser_jax.extraction.clips import Clip, Failure
-from c2ser_jax.extraction.features import Assembler
+from c2ser_jax.extraction.clips import Failure, clips_of
+from c2ser_jax.extraction.features import extract_features
+from c2ser_jax.extraction.store import ERRORS, FeatureStore, read_rows
 from c2ser_jax.models.frontend_init import initial_front_end
 from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.distributed import data_share, is_main_process, to_host, wait_for_others
@@ -62,6 +63,8 @@ class FoldRun:
     source: Source
     labels: list[str]
     workdir: Path
+    shared: Path
+    """Folder for what the folds have in common."""
     mesh: Mesh
     progress: bool | None
     say: Callable[[str], None]
@@ -200,10 +203,10 @@ def score_model(context: FoldRun, directory: Path) -> FoldResult:
     """Scores a model directory on the fold's test utterances."""
     model = inference.load(directory)
     fold, rows = _labelled(context.fold), []
-    for place, result in model.stream(_clips(context.source, fold.test)):
+    for place, result in model.stream(clips_of(context.source, fold.test)):
         utterance = fold.test[place]
         if isinstance(result, Failure):
-            _lose(context, utterance, result)
+            _lose(context, utterance, result.message)
             continue
         rows.append(
             {
@@ -234,27 +237,38 @@ def score_model(context: FoldRun, directory: Path) -> FoldResult:
 
 
 def _probe(context: FoldRun) -> FoldResult:
-    """Extracts the fold's features with the encoder as it is now and trains the probe's grid."""
+    """Trains the probe's grid on the fold's features, extracted with the encoder as it is now."""
     run, fold = context.run, _labelled(context.fold)
     assert run.probe is not None
-    model = inference.load(_encoder_directory(context))
-    everyone = [*fold.train, *fold.dev, *fold.test]
-    assembler = Assembler("frames")
-    features: dict[str, np.ndarray] = {}
-    for item in model.engine.run(_clips(context.source, everyone), (assembler.output,)):
-        utterance = everyone[item.index]
-        if isinstance(item, Failure):
-            _lose(context, utterance, item)
-        elif (frames := assembler.add(item)) is not None:
-            features[utterance.id] = np.array(frames)
+    folder = _extract(context, [*fold.train, *fold.dev, *fold.test])
     result = run_probe(
-        features, [fold], run.probe, classes=context.labels, seed=run.seed, allow_missing=True
+        folder, [fold], run.probe, classes=context.labels, seed=run.seed, allow_missing=True
     )
     return result.folds[0]
 
 
-def _lose(context: FoldRun, utterance: Utterance, failure: Failure) -> None:
-    context.say(f"{context.fold.name}: left out {utterance.id}: {failure.message}")
+def _extract(context: FoldRun, utterances: list[Utterance]) -> Path:
+    """The folder of frame features of all `utterances` that can be used; computes missing ones.
+
+    An encoder that no fold trains keeps one folder for all folds.
+    """
+    directory = _encoder_directory(context)
+    trained = directory.is_relative_to(context.workdir)
+    folder = (context.workdir / "probe" if trained else context.shared) / "features"
+    settings = {"checkpoint": inference.fingerprint(directory), "granularity": "frame"}
+    with FeatureStore(folder, settings, resume=True) as store:
+        clips = clips_of(context.source, utterances)
+        todo = [clip for clip in clips if not store.finished(clip.id, clip.path)]
+        if todo:
+            extract_features(inference.load(directory).engine, todo, store, granularity="frame")
+    named = {utterance.id: utterance for utterance in utterances}
+    for row in read_rows(folder / ERRORS):
+        _lose(context, named[row["id"]], row["message"])
+    return folder
+
+
+def _lose(context: FoldRun, utterance: Utterance, message: str) -> None:
+    context.say(f"{context.fold.name}: left out {utterance.id}: {message}")
     context.lost.append(utterance.id)
 
 
@@ -275,10 +289,3 @@ def _encoder_directory(context: FoldRun) -> Path:
     raise UserError(
         "the probe has no encoder: configure a pretrain or classify stage, or give --initial DIR"
     )
-
-
-def _clips(source: Source, utterances: list[Utterance]) -> list[Clip]:
-    if isinstance(source, FileSource):
-        return [Clip.of(u) for u in utterances]
-    places = {u.id: place for place, u in enumerate(source.utterances)}
-    return [Clip(u.id, audio=source.load(places[u.id])[0]) for u in utterances]

@@ -6,7 +6,7 @@ is EmoBox's own (several of its sets share speakers: `shared_speakers` tells).
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,19 +91,29 @@ def emobox_folds(
 
 
 def speaker_disjoint_split(
-    utterances: Sequence[Utterance], *, dev_share: float = 0.15, test_share: float = 0.25, seed=0
-) -> Fold:
+    utterances: Sequence[Utterance], *, dev_share: float = 0.15, test_share: float = 0.25, seed=0,
+    test_speakers: Collection[str] = (),
+) -> Fold:  # fmt: skip
     """Splits the speakers (seeded order) so that test and dev hold about their share of the rows.
 
-    Each part gets at least one speaker. Raises `UserError` with fewer than 3 speakers.
+    `test_speakers` names those of the test part instead. Each part gets at least one speaker.
+    Raises `UserError` with fewer than 3 speakers, with a name that nobody has, or when fewer than
+    two speakers are left to train on.
     """
     speakers = _speakers(utterances)
     if len(speakers) < 3:
         raise UserError(f"a speaker-disjoint split needs at least 3 speakers, got {len(speakers)}")
+    unknown = sorted(set(test_speakers) - set(speakers))
+    if unknown:
+        raise UserError(f"there is no speaker {unknown[0]!r}; they are {', '.join(speakers)}")
     order = [speakers[i] for i in np.random.default_rng(seed).permutation(len(speakers))]
+    order = [speaker for speaker in order if speaker not in test_speakers]
+    if len(order) < 2:
+        raise UserError("test_speakers leaves fewer than 2 speakers; name fewer of them")
     counts = {s: sum(u.speaker == s for u in utterances) for s in speakers}
-    held: dict[str, set[str]] = {}
-    for part, share, kept in (("test", test_share, 2), ("dev", dev_share, 1)):
+    held = {"test": set(test_speakers)}
+    parts = (("test", test_share, 2), ("dev", dev_share, 1))
+    for part, share, kept in parts[1:] if test_speakers else parts:
         chosen: set[str] = set()
         while len(order) > kept and (
             not chosen or sum(counts[s] for s in chosen) < share * len(utterances)

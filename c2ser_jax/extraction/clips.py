@@ -23,6 +23,7 @@ from c2ser_jax.data.loading import (
     window_starts,
 )
 from c2ser_jax.data.manifest import Utterance
+from c2ser_jax.data.sources import FileSource, Source
 from c2ser_jax.models.emotion2vec import Emotion2VecConfig
 
 _LONGEST_SAMPLES = SAMPLE_RATE * 3600 * 100
@@ -68,6 +69,17 @@ class Clip:
         if info.rate != SAMPLE_RATE:
             samples += 2  # the resampler may round up
         return min(_LONGEST_SAMPLES, max(0, samples))
+
+
+def clips_of(source: Source, utterances: Sequence[Utterance]) -> list[Clip]:
+    """Clips of a source's utterances: files are read in their turn, other audio is there already.
+
+    Raises `BadAudio` for audio in memory that cannot be used.
+    """
+    if isinstance(source, FileSource):
+        return [Clip.of(utterance) for utterance in utterances]
+    places = {utterance.id: place for place, utterance in enumerate(source.utterances)}
+    return [Clip(u.id, audio=source.load(places[u.id])[0]) for u in utterances]
 
 
 @dataclass(frozen=True)

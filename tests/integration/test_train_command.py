@@ -77,3 +77,17 @@ def test_another_run_does_not_overwrite_the_folder(workdir):
         train.main(
             ["--config", CONFIG, "--workdir", str(workdir), *TINY, "--pretrain.loop.steps", "4"]
         )
+
+
+def test_folds_that_probe_one_model_extract_every_utterance_once(workdir, tmp_path):
+    source, _ = read_corpus(load_run(CONFIG, TINY).data)
+    speakers = sorted({str(u.speaker) for u in source.utterances})[:2]
+    settings = ["--initial", str(workdir / "pretrain/model"), "--stages", "probe",
+                "--data.protocol", "loso", "--data.folds", *speakers]  # fmt: skip
+    command = ["--config", CONFIG, "--workdir", str(tmp_path), "--no-progress", *TINY, *settings]
+    assert train.main(command) == 0
+    index = read_jsonl(tmp_path / "features/index.jsonl")
+    labelled = {u.id for u in source.utterances if u.label}
+    assert sorted(row["id"] for row in index) == sorted(labelled)
+    scored = read_jsonl(tmp_path / "probe/predictions.jsonl")
+    assert {row["speaker"] for row in scored} == set(speakers)

@@ -79,6 +79,18 @@ def test_a_speaker_disjoint_split_holds_about_its_shares(speakers):
         assert 0.2 < len(fold.test) / len(data) < 0.36
 
 
+def test_named_speakers_are_held_out_whatever_the_seed():
+    data = rows(6)
+    for seed in range(3):
+        fold = speaker_disjoint_split(data, seed=seed, test_speakers=("s1", "s4"))
+        check_disjoint(fold)
+        assert {u.speaker for u in fold.test} == {"s1", "s4"} and fold.dev and fold.train
+    with pytest.raises(UserError, match="no speaker 'x'; they are s0, s1"):
+        speaker_disjoint_split(data, test_speakers=("x",))
+    with pytest.raises(UserError, match="fewer than 2"):
+        speaker_disjoint_split(data, test_speakers=("s0", "s1", "s2", "s3", "s4"))
+
+
 def test_a_stratified_part_has_its_share_of_every_label():
     data = rows(4, 25, labels=("a", "b", "b", "b", "c"))
     rest, part = stratified_split(data, 0.2, seed=5)
