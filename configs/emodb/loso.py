@@ -57,7 +57,7 @@ def get_config() -> RunConfig:
             ),
         ),
         classify=ClassifyStage(
-            task=ClassifyConfig(label_smoothing=0.1, mask_prob=0.15),
+            task=ClassifyConfig(label_smoothing=0.1, mask_prob=0.15, category_weight=0.5),
             batches=BATCHES,
             optimizer=OPTIMIZER,
             loop=LoopConfig(

@@ -15,8 +15,8 @@ from c2ser_jax.errors import UserError
 CONFIG = str(Path(__file__).resolve().parents[2] / "configs" / "quickstart")
 TINY = """
     --encoder.width 24 --encoder.depth 1 --encoder.heads 2 --encoder.extra_tokens 3
-    --encoder.conv_layers.1.stride 4 --encoder.conv_layers.1.kernel 4
-    --encoder.position_width 9 --encoder.position_depth 3
+    --encoder.conv_layers.0.channels 20 --encoder.conv_layers.1.channels 8
+    --front_end.steps 2 --front_end.rows 2 --encoder.position_width 9 --encoder.position_depth 3
     --data.synthetic.speakers 4 --data.synthetic.utterances 3 --data.synthetic.unlabelled 2
     --pretrain.task.data2vec.clone_batch 1 --pretrain.task.data2vec.decoder_depth 1
     --pretrain.task.data2vec.decoder_width 8 --pretrain.batches.buckets 1
