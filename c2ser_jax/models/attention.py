@@ -1,4 +1,4 @@
-"""Multi-head attention: one door to `jax.nn.dot_product_attention`, and linear distance biases.
+"""Multi-head attention: one door for every model and implementation, and linear distance biases.
 
 Shapes: B batch, S sequence, H heads, C channels of one head, D = H * C width.
 """

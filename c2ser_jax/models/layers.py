@@ -5,7 +5,7 @@ layer computes in. Each parameter carries one logical axis name per dimension.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -116,12 +116,11 @@ def _normal_cdf(x):
     return 0.5 * lax.erf(x * 2.0**-0.5) + 0.5
 
 
-def dropout(x, rate: float, key, broadcast_axes: Sequence[int] = ()):
+def dropout(x, rate: float, key):
     """Zeroes elements of x with probability `rate` and scales the rest; `key` None: x itself."""
     if rate == 0.0 or key is None:
         return x
-    shape = [1 if axis in broadcast_axes else size for axis, size in enumerate(x.shape)]
-    keep = jax.random.bernoulli(key, 1.0 - rate, tuple(shape))
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 

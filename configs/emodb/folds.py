@@ -12,5 +12,5 @@ from c2ser_jax.config import RunConfig, load_run
 def get_config() -> RunConfig:
     """The five folds; their test speakers are heard in training too, so scores are higher."""
     run = load_run(Path(__file__).with_name("loso.py"))
-    data = replace(run.data, protocol="lists", lists="../shared/data/emobox/emodb")
+    data = replace(run.data, protocol="lists", lists="EmoBox/data/emodb")
     return replace(run, name="emodb-folds", data=data)
