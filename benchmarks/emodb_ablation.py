@@ -1,7 +1,8 @@
 """What each pretraining loss is worth on EmoDB: the recipe of configs/emodb/loso.py without it.
 
-`python benchmarks/emodb_ablation.py --data ../shared/data/emodb` runs four variants on three fixed
-test speakers with two seeds and prints the table; it goes on where it was stopped.
+`python benchmarks/emodb_ablation.py --data ../shared/data/emodb` trains every variant on the seven
+other speakers, scores it on three fixed ones held out together, with two seeds, and prints the
+table; it goes on where it was stopped.
 """
 
 import argparse
@@ -18,12 +19,14 @@ from c2ser_jax.errors import UserError, run_command
 from c2ser_jax.run import execute
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "emodb" / "loso.py"
-VARIANTS = {
+VARIANTS: dict[str, dict[str, float]] = {
     "all three losses": {},
     "without category": {"category_weight": 0.0},
     "without utterance": {"utterance_weight": 0.0},
     "without frame": {"frame_weight": 0.0},
+    "without pretraining": {},
 }
+"""Weights of the losses; the category loss is left out of fine-tuning, too."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,56 +41,54 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     enable_compilation_cache()
     run = load_run(CONFIG, ["--data.root", arguments.data, *arguments.overrides])
-    scores: dict[str, dict[str, list[float]]] = {}
+    scores: dict[str, list[float]] = {}
     for name in arguments.variants:
         for seed in arguments.seeds:
             folder = arguments.workdir / f"{name.replace(' ', '-')}-{seed}"
             found = score(variant(run, name, arguments.speakers, seed), folder)
             if found is None:
                 return 0
-            for stage, values in found.items():
-                scores.setdefault(stage, {}).setdefault(name, []).extend(values)
-    for stage, rows in scores.items():
-        print(f"\n{stage}: UA of {', '.join(arguments.speakers)} × seeds {arguments.seeds}\n")
-        print(table(rows, len(arguments.speakers)), flush=True)
+            scores.setdefault(name, []).append(found)
+    names = ", ".join(arguments.speakers)
+    print(f"UA on speakers {names}, seeds {', '.join(map(str, arguments.seeds))}\n")
+    print(table(scores), flush=True)
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     (arguments.workdir / "ablation.json").write_text(json.dumps(scores, indent=1) + "\n", "utf-8")
     return 0
 
 
 def variant(run: RunConfig, name: str, speakers: Sequence[str], seed: int) -> RunConfig:
-    """The recipe on some test speakers with one seed, `name`'s loss weights changed."""
-    if run.pretrain is None:
-        raise UserError("the config has no pretrain stage; there is no loss to leave out")
+    """The recipe with `speakers` held out together and one seed, changed as `name` says."""
+    if run.pretrain is None or run.classify is None:
+        raise UserError("the config lacks a pretrain or classify stage; there is nothing to ablate")
     task = dataclasses.replace(run.pretrain.task, **VARIANTS[name])
+    head = run.classify.task
+    if not task.category_weight:
+        head = dataclasses.replace(head, category_weight=0.0)
+    data = dataclasses.replace(run.data, protocol="speakers", test_speakers=tuple(speakers))
     return dataclasses.replace(
         run,
         name=f"{run.name}, {name}",
         seed=seed,
-        data=dataclasses.replace(run.data, folds=tuple(f"speaker-{s}" for s in speakers)),
+        stages=("classify",) if name == "without pretraining" else run.stages,
+        data=data,
         pretrain=dataclasses.replace(run.pretrain, task=task),
+        classify=dataclasses.replace(run.classify, task=head),
     )
 
 
-def score(run: RunConfig, folder: Path) -> dict[str, list[float]] | None:
-    """{scored stage: UA per fold}, shares of 1; None when a signal stopped the run."""
+def score(run: RunConfig, folder: Path) -> float | None:
+    """UA of the fine-tuned model, a share of 1; None when a signal stopped the run."""
     results = execute(run, folder, progress=False)
-    if results is None:
-        return None
-    return {
-        stage: [float(fold.metrics["ua"]) for fold in result.folds]
-        for stage, result in results.items()
-    }
+    return None if results is None else float(results["classify"].folds[0].metrics["ua"])
 
 
-def table(rows: dict[str, list[float]], speakers: int) -> str:
-    """One line per variant, in per cent: mean UA, each seed's mean, every single UA."""
-    lines = [f"{'variant':<20}{'mean':>6}  {'seeds':<14}single folds"]
-    for name, values in rows.items():
-        by_seed = 100 * np.reshape(values, (-1, speakers))
-        seeds = " ".join(f"{mean:.1f}" for mean in by_seed.mean(1))
-        single = " ".join(f"{value:.0f}" for value in by_seed.ravel())
-        lines.append(f"{name:<20}{by_seed.mean():>6.1f}  {seeds:<14}{single}")
+def table(scores: dict[str, list[float]]) -> str:
+    """One line per variant, in per cent: the mean UA and every seed's."""
+    lines = [f"{'variant':<20}{'mean':>6}  seeds"]
+    for name, values in scores.items():
+        seeds = " ".join(f"{100 * value:.1f}" for value in values)
+        lines.append(f"{name:<20}{100 * np.mean(values):>6.1f}  {seeds}")
     return "\n".join(lines)
 
 
