@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from c2ser_jax.errors import UserError, run_command
 from c2ser_jax.run import execute
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "emodb" / "loso.py"
-VARIANTS: dict[str, dict[str, float]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "all three losses": {},
     "without category": {"category_weight": 0.0},
     "without utterance": {"utterance_weight": 0.0},

@@ -50,6 +50,7 @@ class Student(nn.Module):
 
     def __init__(self, encoder: Any, data2vec: Any):
         super().__init__()
+        self.heads = encoder.heads
         stem, channels = [], 1
         for layer in encoder.conv_layers:
             conv = nn.Conv1d(channels, layer.channels, layer.kernel, layer.stride, bias=False)
@@ -101,7 +102,7 @@ class Student(nn.Module):
     def distance_bias(self, x):
         """ALiBi [1, H, S, S] of x [B, S, D]."""
         places = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
-        heads = self.blocks[0].heads
+        heads = self.heads
         slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=x.device, dtype=x.dtype) / heads)
         return (-(places[:, None] - places).abs() * slopes[:, None, None])[None]
 
@@ -129,7 +130,8 @@ def pretraining_step_seconds(
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1e-3)
+            for average, parameter in zip(teacher.parameters(), student.parameters(), strict=True):
+                average.lerp_(parameter, 1e-3)
         if gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
