@@ -16,12 +16,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from c2ser_jax.data.files import TEXT, write_text
 from c2ser_jax.errors import UserError
 
 INDEX, ERRORS, SETTINGS = "index.jsonl", "errors.jsonl", "extract.json"
 _UNSAFE = frozenset('/\\:*?"<>|%')
 _LONGEST_NAME = 240
-_TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
 def file_stem(utterance_id: str) -> str:
@@ -80,11 +80,11 @@ class FeatureStore:
             for part in folder.glob(".*.part"):
                 part.unlink()
             self._rows = {row["id"]: row for row in read_rows(folder / INDEX) if self._holds(row)}
-        _write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
-        _write_text(folder / INDEX, _lines(self._rows.values()))
-        _write_text(folder / ERRORS, "")
-        self._index = open(folder / INDEX, "a", buffering=1, **_TEXT)
-        self._errors = open(folder / ERRORS, "a", buffering=1, **_TEXT)
+        write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+        write_text(folder / INDEX, _lines(self._rows.values()))
+        write_text(folder / ERRORS, "")
+        self._index = open(folder / INDEX, "a", buffering=1, **TEXT)
+        self._errors = open(folder / ERRORS, "a", buffering=1, **TEXT)
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         path = self.directory / SETTINGS
@@ -182,7 +182,7 @@ class FeatureStore:
         if order is not None:
             place = {utterance_id: i for i, utterance_id in enumerate(order)}
             rows = sorted(self._rows.values(), key=lambda row: place.get(row["id"], len(place)))
-            _write_text(self.directory / INDEX, _lines(rows))
+            write_text(self.directory / INDEX, _lines(rows))
 
     def _unwritable(self, error: OSError) -> UserError:
         why = error.strerror or error
@@ -228,7 +228,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(**_TEXT).splitlines():
+    for line in path.read_text(**TEXT).splitlines():
         try:
             row = json.loads(line)
         except ValueError:
@@ -244,10 +244,3 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(_line(row) for row in rows)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replaces a small file atomically."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, **_TEXT)
-    os.replace(part, path)
