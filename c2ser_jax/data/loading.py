@@ -204,7 +204,10 @@ def _cut(
     overlap: int,
     hop_samples: int,
 ) -> Iterator[Loaded]:
-    """Cuts a stream of blocks into windows, holding no more than a window and a block."""
+    """Cuts a stream of blocks into windows, holding no more than a window and a block.
+
+    Raises `BadAudio` when the stream ends before the samples that `running` has seen.
+    """
     scan = running.result()
     statistics = np.array([scan.mean, scan.variance])
     starts = window_starts(scan.samples, size, overlap, hop_samples)
@@ -213,7 +216,10 @@ def _cut(
     for index, start in enumerate(starts):
         stop = min(start + size, scan.samples)
         while first + len(held) < stop:
-            block = next(blocks)
+            block = next(blocks, None)
+            if block is None:
+                detail = "shorter than it was a moment ago; give files that nobody writes to"
+                raise BadAudio(utterance.path, "unreadable", detail)
             held = np.concatenate([held[max(0, start - first) :], block])
             first = max(first, start)
         shared = max(0, end - start)

@@ -121,6 +121,23 @@ def test_a_defect_at_the_end_fails_the_recording_before_its_first_window(tmp_pat
     assert isinstance(item, Failed) and item.reason == "not finite"
 
 
+def test_a_recording_that_shrinks_between_the_two_looks_fails_alone(tmp_path, monkeypatch):
+    rows = [write(tmp_path / "a.wav", 16_000 * 8), write(tmp_path / "b.wav", 4000)]
+    look = loading._look
+
+    def replaced(utterance, *rest):
+        found = look(utterance, *rest)
+        if utterance.id == "a":
+            write(tmp_path / "a.wav", 16_000 * 3)
+        return found
+
+    monkeypatch.setattr(loading, "_look", replaced)
+    *windows, failed, after = iterate_audio(rows, window_seconds=2.0, overlap_seconds=0.5)
+    assert len(windows) == 1 and isinstance(after, Loaded) and after.utterance.id == "b"
+    assert isinstance(failed, Failed) and failed.reason == "unreadable"
+    assert "shorter than it was" in failed.message
+
+
 def test_silence_fails_unless_allowed(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(4000), 16000)
     row = Utterance("a", str(tmp_path / "a.wav"))
