@@ -69,8 +69,10 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--{missing[0]} is missing; give --checkpoint, --manifest, --output")
         jobs, output, title = manifest_job(arguments)
 
+    from c2ser_jax.data.files import check_writable
     from c2ser_jax.evaluation.runner import Scores
 
+    check_writable(output)
     scores: Scores | None = None
     for job in jobs:
         scores = score_job(job, arguments, scores)

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     from c2ser_jax.data.manifest import read_manifest
     from c2ser_jax.extraction.clips import Clip
     from c2ser_jax.extraction.features import extract_features
-    from c2ser_jax.extraction.store import FeatureStore, file_stem
+    from c2ser_jax.extraction.store import Advice, FeatureStore, file_stem
     from c2ser_jax.inference import fingerprint, load
 
     if arguments.utterance_tokens != "model" and arguments.granularity != "tokens":
@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         "dtype": model.config.dtype,
     }
     hidden = arguments.no_progress or not sys.stderr.isatty()
-    with FeatureStore(arguments.output, settings, resume=arguments.resume) as store:
+    advice = Advice("give another --output", "run the command again with --resume")
+    with FeatureStore(arguments.output, settings, resume=arguments.resume, advice=advice) as store:
         todo = [Clip.of(u) for u in utterances if not store.finished(u.id, u.path)]
         bar = tqdm(total=len(todo), unit="file", disable=hidden, file=sys.stderr)
         failed = extract_features(

@@ -6,6 +6,7 @@ tokens, C classes.
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,11 +230,16 @@ def load(
 
 
 def fingerprint(directory: str | os.PathLike[str]) -> str:
-    """A short hash of what decides a model's answers: its config and its parameters."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "params.safetensors"):
-        with open(Path(directory) / name, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    """A short hash of what decides a model's answers: kind, config, labels, extra, parameters.
+
+    Raises:
+      UserError: it is no model directory.
+    """
+    described = dataclasses.asdict(read_description(Path(directory)))
+    deciding = {name: described[name] for name in ("kind", "model", "labels", "extra")}
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
+    with open(Path(directory) / "params.safetensors", "rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 

@@ -5,14 +5,13 @@ import csv
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from c2ser_jax.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from c2ser_jax.extraction.clips import Clip
-
-_LISTS = (".scp", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".lst")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,19 +66,31 @@ def main(argv: list[str] | None = None) -> int:
 def collect_clips(files: Sequence[str]) -> "Iterator[Clip]":
     """A clip per audio file; folders and lists give all of theirs. A missing file stays a clip.
 
+    A list is told by its content, not by its name.
+
     Raises:
       UserError: a folder or list cannot be read.
     """
-    from pathlib import Path
-
     from c2ser_jax.data.manifest import read_manifest
     from c2ser_jax.extraction.clips import Clip
 
     for name in files:
-        if Path(name).is_dir() or Path(name).suffix.lower() in _LISTS:
+        if _holds_several(Path(name)):
             yield from map(Clip.of, read_manifest(name))
         else:
             yield Clip.of_file(name)
+
+
+def _holds_several(path: Path) -> bool:
+    """Whether a folder, or a file of text rather than audio, is there."""
+    from c2ser_jax.data.manifest import AUDIO_SUFFIXES
+
+    if path.is_dir():
+        return True
+    if path.suffix.lower() in AUDIO_SUFFIXES or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return b"\0" not in file.read(4096)
 
 
 def write_rows(rows: list[dict[str, Any]], labels: list[str], form: str, stream: IO[str]) -> None:

@@ -130,7 +130,7 @@ class Plan:
         """(name, shape, float32, read) of every parameter; `read()` gathers it from the file.
 
         While one is read, it and one block of some MiB are in memory. Raises `UserError` for a
-        value that is not finite.
+        value that is not finite, and for a float64 that no float32 equals.
         """
         for path, shape in self.shapes.items():
             yield path, shape, np.float32, lambda path=path: self._gather(path)
@@ -146,7 +146,13 @@ class Plan:
                         f"{tensor.extent.path}: {name} holds NaN or infinite weights; take a "
                         "checkpoint saved before the training diverged"
                     )
-                part[rows] = block
+                with np.errstate(over="ignore"):  # what overflows is refused
+                    part[rows] = block
+                if block.dtype == np.float64 and not np.array_equal(part[rows], block):
+                    raise UserError(
+                        f"{tensor.extent.path}: {name} holds float64 weights that float32 can't "
+                        "hold exactly; convert the checkpoint to float32 first (model.float())"
+                    )
         return leaf
 
 

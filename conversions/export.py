@@ -26,6 +26,8 @@ from conversions.source_tree import TREE_LEAF, read_tree
 from conversions.tensors import SAFETENSORS_NAMES
 from conversions.torch_writer import OutTensor, write_torch
 
+_NO_SOURCE = "trained here"
+
 
 def export(directory: Path, file: Path) -> str:
     """Writes `file` (.safetensors: the state dict alone; anything else: a PyTorch zip).
@@ -41,6 +43,8 @@ def export(directory: Path, file: Path) -> str:
     try:
         if file.suffix != ".safetensors":
             write_torch(file, tree)
+            if notes["format"] == _NO_SOURCE:
+                return f"wrote {file} in upstream's layout: the model was trained here"
             return f"wrote {file} in its source's layout ({notes['format']} before)"
         state = tree
         for key in state_path:
@@ -60,7 +64,7 @@ def source_layout(directory: Path) -> tuple[Any, dict[str, Any], tuple[str, ...]
     params = flatten(read_params(directory))
     carried = read_carried(directory)
     if TREE_LEAF not in carried:
-        return _upstream_tree(description, params), {"format": "trained here"}, ("model",)
+        return _upstream_tree(description, params), {"format": _NO_SOURCE}, ("model",)
     kept: dict[str, OutTensor] = {}
 
     def weight(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> OutTensor:
@@ -160,6 +164,8 @@ def write_flat(path: Path, tensors: dict[str, OutTensor], metadata: dict[str, st
             for tensor in tensors.values():
                 values = np.asarray(tensor.make(), order="C")
                 file.write(values.reshape(-1).view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -45,20 +45,25 @@ def write_torch(path: Path, tree: Any) -> None:
     head = pickler.dump(tree)
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            _add(archive, "archive/data.pkl", len(head), head)
-            _add(archive, "archive/byteorder", 6, b"little")
-            for key, tensor in enumerate(pickler.tensors):
-                values = np.asarray(tensor.make(), order="C")
-                if values.shape != tensor.shape or values.dtype != tensor.dtype:
-                    raise ValueError(f"announced {tensor.dtype}{tensor.shape}, got {values.dtype}")
-                raw = values.reshape(-1).view(np.uint8).data
-                _add(archive, f"archive/data/{key}", tensor.nbytes, raw)
-                del values, raw
-            _add(archive, "archive/version", 2, b"3\n")
+        with open(temporary, "wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                _add(archive, "archive/data.pkl", len(head), head)
+                _add(archive, "archive/byteorder", 6, b"little")
+                for key, tensor in enumerate(pickler.tensors):
+                    _add(archive, f"archive/data/{key}", tensor.nbytes, _bytes_of(tensor))
+                _add(archive, "archive/version", 2, b"3\n")
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _bytes_of(tensor: OutTensor) -> memoryview:
+    values = np.asarray(tensor.make(), order="C")
+    if values.shape != tensor.shape or values.dtype != tensor.dtype:
+        raise ValueError(f"announced {tensor.dtype}{tensor.shape}, got {values.dtype}")
+    return values.reshape(-1).view(np.uint8).data
 
 
 def _add(archive: zipfile.ZipFile, name: str, size: int, data: Any) -> None:

@@ -6,8 +6,9 @@ IEMOCAP recipe (PREFIX.npy, PREFIX.lengths, PREFIX.emo).
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,32 +80,39 @@ def stack_features(
     Raises:
         UserError: nothing given, an id twice, no frames, other shapes or differing widths.
     """
-    pairs = list(features.items() if isinstance(features, Mapping) else features)
-    if not pairs:
+    pairs = features.items() if isinstance(features, Mapping) else features
+    arrays = [(str(name), np.asarray(values)) for name, values in pairs]
+    return _stack([(name, array.shape, lambda array=array: array) for name, array in arrays])
+
+
+def _stack(parts: Sequence[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]) -> FeatureTable:
+    """Lays (id, shape, function that gives the array) end to end, one array in use at a time."""
+    if not parts:
         raise UserError("there are no features: give at least one utterance.")
-    arrays = []
-    for name, values in pairs:
-        array = np.atleast_2d(np.asarray(values))
-        if array.ndim != 2 or not array.size:
-            raise UserError(f"features of {name!r} have the shape {array.shape}, not (frames, F).")
-        if arrays and array.shape[1] != arrays[0].shape[1]:
+    shapes = []
+    for name, shape, _ in parts:
+        shape = (1,) * (2 - len(shape)) + shape
+        if len(shape) != 2 or not all(shape):
+            raise UserError(f"features of {name!r} have the shape {shape}, not (frames, F).")
+        if shapes and shape[1] != shapes[0][1]:
             raise UserError(
-                f"features of {name!r} are {array.shape[1]} wide but those of {pairs[0][0]!r} "
-                f"{arrays[0].shape[1]}; use features of one model only."
+                f"features of {name!r} are {shape[1]} wide but those of {parts[0][0]!r} "
+                f"{shapes[0][1]}; use features of one model only."
             )
-        arrays.append(array)
-    lengths = np.array([len(array) for array in arrays], np.int64)
-    frames = np.empty((lengths.sum(), arrays[0].shape[1]), np.float32)
+        shapes.append(shape)
+    lengths = np.array([length for length, _ in shapes], np.int64)
+    frames = np.empty((lengths.sum(), shapes[0][1]), np.float32)
     starts = np.cumsum(lengths) - lengths
-    for start, array in zip(starts, arrays, strict=True):
-        frames[start : start + len(array)] = array
-    return FeatureTable(tuple(str(name) for name, _ in pairs), frames, starts, lengths)
+    for start, length, (_, _, read) in zip(starts, lengths, parts, strict=True):
+        frames[start : start + length] = read()
+    return FeatureTable(tuple(name for name, _, _ in parts), frames, starts, lengths)
 
 
 def read_feature_folder(directory: Path | str, ids: Collection[str] | None = None) -> FeatureTable:
     """Reads a folder that extract wrote; with `ids`, only those of them that the index lists.
 
-    Files are read through memory maps straight into one array, so memory holds them once.
+    The headers are read first, then one file after another straight into one array, so memory
+    holds them once and a single file is open at a time.
 
     Raises:
         UserError: no index, a damaged row, or a file that is missing or no float array.
@@ -114,7 +122,7 @@ def read_feature_folder(directory: Path | str, ids: Collection[str] | None = Non
     index = directory / "index.jsonl"
     if not index.is_file():
         raise UserError(f"{index} does not exist; give a folder written by c2ser_jax.extract.")
-    pairs = []
+    parts = []
     for number, line in enumerate(index.read_text("utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -125,13 +133,15 @@ def read_feature_folder(directory: Path | str, ids: Collection[str] | None = Non
         except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(f"{index}, line {number} is not a row with an id; mend it.") from None
         if wanted is None or name in wanted:
-            pairs.append((name, _open_array(directory, file, name)))
-    if not pairs:
+            read = partial(_open_array, directory, file, name)
+            parts.append((str(name), read().shape, read))
+    if not parts:
         raise UserError(f"{index} lists none of the utterances wanted; extract them first.")
-    return stack_features(pairs)
+    return _stack(parts)
 
 
 def _open_array(directory: Path, file: str, name: str) -> np.ndarray:
+    """A map of the file, open for as long as the array is referred to."""
     if Path(file).name != file:
         raise UserError(f"{directory}/index.jsonl names the file {file!r} outside its folder.")
     path = directory / file

@@ -20,16 +20,17 @@ from c2ser_jax.data.audio import (
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.errors import UserError
 
-HOP_SAMPLES = 320  # windows start on the encoder's frame grid
+HOP_SAMPLES = 320
+"""Samples per frame of the published encoders: windows start on the grid of their frames."""
 
 
 @dataclass(frozen=True)
 class Window:
     """One of `count` windows of a long utterance.
 
-    It starts at sample `start_samples` of the utterance, a multiple of 320, so its first frame is
-    frame `start_frame` of the utterance, and shares `overlap_samples` with the window before it
-    (0 for the first). `total_samples` is the length of the whole utterance.
+    It starts at sample `start_samples` of the utterance, a multiple of the hop, so its frames are
+    frames of the utterance, and shares `overlap_samples` with the window before it (0 for the
+    first). `total_samples` is the length of the whole utterance.
     """
 
     index: int
@@ -37,11 +38,6 @@ class Window:
     start_samples: int
     overlap_samples: int
     total_samples: int
-
-    @property
-    def start_frame(self) -> int:
-        """Number of the encoder frame (20 ms hop) that the window starts with."""
-        return self.start_samples // HOP_SAMPLES
 
     @property
     def last(self) -> bool:
@@ -84,6 +80,7 @@ def iterate_audio(
     *,
     window_seconds: float = 30.0,
     overlap_seconds: float = 2.0,
+    hop_samples: int = HOP_SAMPLES,
     threads: int = 2,
     allow_silent: bool = False,
 ) -> Iterator[Loaded | Failed]:
@@ -92,10 +89,10 @@ def iterate_audio(
     An utterance of at most `window_seconds` comes as one `Loaded`; a longer one as its windows,
     one after another, after a first pass that computes the statistics and finds any defect: a
     `Failed` after some windows means that the file changed meanwhile. The last window begins
-    earlier, so that it is full too (but for less than a hop of 320 samples). What cannot be used
+    earlier, so that it is full too (but for less than a hop of `hop_samples`). What cannot be used
     comes as one `Failed` in its place. Raises `UserError` for impossible window settings.
     """
-    size, overlap = window_samples(window_seconds, overlap_seconds)
+    size, overlap = window_samples(window_seconds, overlap_seconds, hop_samples)
 
     def look(utterance: Utterance) -> Loaded | Failed | RunningScan:
         try:
@@ -118,7 +115,7 @@ def iterate_audio(
                 yield found
                 continue
             try:
-                yield from _cut(utterance, _blocks(utterance), found, size, overlap)
+                yield from _cut(utterance, _blocks(utterance), found, size, overlap, hop_samples)
             except BadAudio as error:
                 yield Failed(utterance, error.reason, error.detail)
     finally:
@@ -131,22 +128,30 @@ def load_array(
     *,
     window_seconds: float = 30.0,
     overlap_seconds: float = 2.0,
+    hop_samples: int = HOP_SAMPLES,
 ) -> Iterator[Loaded]:
     """As `iterate_audio` for one utterance already in memory, float32[N] 16 kHz mono."""
-    size, overlap = window_samples(window_seconds, overlap_seconds)
+    size, overlap = window_samples(window_seconds, overlap_seconds, hop_samples)
     scan = RunningScan(utterance.path)
     scan.add(audio)
     if len(audio) <= size:
         yield _whole(utterance, audio, scan)
     else:
-        yield from _cut(utterance, iter([audio]), scan, size, overlap)
+        yield from _cut(utterance, iter([audio]), scan, size, overlap, hop_samples)
 
 
-def window_samples(window_seconds: float, overlap_seconds: float) -> tuple[int, int]:
-    """Returns window and overlap in samples, multiples of 320."""
-    size = round(window_seconds * SAMPLE_RATE) // HOP_SAMPLES * HOP_SAMPLES
-    overlap = round(overlap_seconds * SAMPLE_RATE) // HOP_SAMPLES * HOP_SAMPLES
-    if size < SAMPLE_RATE or not 0 <= overlap <= size // 2:
+def window_samples(
+    window_seconds: float, overlap_seconds: float, hop_samples: int = HOP_SAMPLES
+) -> tuple[int, int]:
+    """Returns window and overlap in samples, multiples of the hop.
+
+    Raises `UserError` for less than a second, or an overlap of more than half the window.
+    """
+    size, overlap = (
+        round(seconds * SAMPLE_RATE) // hop_samples * hop_samples
+        for seconds in (window_seconds, overlap_seconds)
+    )
+    if window_seconds < 1 or not 0 <= overlap <= size // 2:
         raise UserError(
             f"windows of {window_seconds} s with an overlap of {overlap_seconds} s are not "
             "possible; give at least 1 s, and an overlap of at most half of it"
@@ -154,9 +159,14 @@ def window_samples(window_seconds: float, overlap_seconds: float) -> tuple[int, 
     return size, overlap
 
 
-def window_starts(samples: int, size: int, overlap: int) -> list[int]:
-    """Returns the first sample of every window of an utterance longer than one window."""
-    final = -(-(samples - size) // HOP_SAMPLES) * HOP_SAMPLES
+def window_starts(
+    samples: int, size: int, overlap: int, hop_samples: int = HOP_SAMPLES
+) -> list[int]:
+    """Returns the first sample, a multiple of the hop, of every window of a long utterance.
+
+    Of `samples` samples, more than one window of `size` with `overlap`, both from `window_samples`.
+    """
+    final = -(-(samples - size) // hop_samples) * hop_samples
     return [*range(0, final, size - overlap), final]
 
 
@@ -192,17 +202,24 @@ def _cut(
     running: RunningScan,
     size: int,
     overlap: int,
+    hop_samples: int,
 ) -> Iterator[Loaded]:
-    """Cuts a stream of blocks into windows, holding no more than a window and a block."""
+    """Cuts a stream of blocks into windows, holding no more than a window and a block.
+
+    Raises `BadAudio` when the stream ends before the samples that `running` has seen.
+    """
     scan = running.result()
     statistics = np.array([scan.mean, scan.variance])
-    starts = window_starts(scan.samples, size, overlap)
+    starts = window_starts(scan.samples, size, overlap, hop_samples)
     held, first = np.zeros(0, np.float32), 0  # held[0] is sample `first`
     end = 0
     for index, start in enumerate(starts):
         stop = min(start + size, scan.samples)
         while first + len(held) < stop:
-            block = next(blocks)
+            block = next(blocks, None)
+            if block is None:
+                detail = "shorter than it was a moment ago; give files that nobody writes to"
+                raise BadAudio(utterance.path, "unreadable", detail)
             held = np.concatenate([held[max(0, start - first) :], block])
             first = max(first, start)
         shared = max(0, end - start)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from c2ser_jax.data.files import replacing
 from c2ser_jax.errors import UserError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".sph")
@@ -70,20 +71,18 @@ def read_manifest(
 def write_manifest(path: PathLike, utterances: Iterable[Utterance]) -> None:
     """Writes our jsonl (fields of `Utterance`, unknown ones left out), atomically.
 
-    Audio below the manifest's folder is written relative to it, so the folder can be moved.
+    Audio below the manifest's folder is written relative to it, so the folder can be moved. Raises
+    `UserError` when it cannot be written.
     """
     target = Path(path)
     folder = target.parent.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    with open(part, "w", encoding="utf-8") as file:
+    with replacing(target) as part, open(part, "w", encoding="utf-8") as file:
         for utterance in utterances:
             row = {k: v for k, v in dataclasses.asdict(utterance).items() if v not in (None, {})}
             absolute = Path(os.path.abspath(utterance.path))
             inside = absolute.is_relative_to(folder)
             row["path"] = absolute.relative_to(folder).as_posix() if inside else str(absolute)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(part, target)
 
 
 def audio_files(folder: Path) -> list[Path]:

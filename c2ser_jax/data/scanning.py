@@ -5,14 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from c2ser_jax.data.audio import (
-    MIN_SAMPLES,
-    SAMPLE_RATE,
-    AudioScan,
-    BadAudio,
-    RunningScan,
-    probe_audio,
-)
+from c2ser_jax.data.audio import AudioScan, BadAudio, RunningScan
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.sources import MemorySource, Source
 from c2ser_jax.errors import UserError
@@ -71,7 +64,7 @@ def scan_source(
                 running.add(audio)
                 return running.result(allow_silent=allow_silent), audio, None
             if not decode:
-                return scan_header(row), None, None
+                return source.probe(index), None, None
             return source.scan(index, allow_silent=allow_silent), None, None
         except BadAudio as error:
             return None, None, BadFile.of(row, error)
@@ -98,14 +91,3 @@ def listing(bad: list[BadFile]) -> str:
     if len(bad) > _LISTED:
         lines.append(f"  and {len(bad) - _LISTED} more")
     return "\n".join(lines)
-
-
-def scan_header(row: Utterance) -> AudioScan:
-    """What the header promises; statistics are NaN and the checksum is empty."""
-    info = probe_audio(row.path)
-    end = info.seconds if row.end is None else min(row.end, info.seconds)
-    samples = round((end - (row.start or 0.0)) * SAMPLE_RATE)
-    if samples < MIN_SAMPLES:
-        detail = f"{max(samples, 0)} samples at 16 kHz are too short; {MIN_SAMPLES} are needed"
-        raise BadAudio(row.path, "too short", detail)
-    return AudioScan(samples, float("nan"), float("nan"), "")

@@ -15,6 +15,7 @@ from c2ser_jax.data.audio import (
     BadAudio,
     RunningScan,
     from_array,
+    probe_audio,
     read_audio,
     scan_audio,
 )
@@ -39,6 +40,10 @@ class Source(Protocol):
 
     def scan(self, index: int, *, allow_silent: bool) -> AudioScan:
         """Length, statistics and checksum; raises `BadAudio`."""
+        ...
+
+    def probe(self, index: int) -> AudioScan:
+        """What is known without decoding a file, the length at least; raises `BadAudio`."""
         ...
 
 
@@ -80,6 +85,17 @@ class FileSource:
             allow_silent=allow_silent,
         )
 
+    def probe(self, index: int) -> AudioScan:
+        """What the header promises; statistics are NaN and the checksum is empty."""
+        row = self.utterances[index]
+        info = probe_audio(row.path)
+        end = info.seconds if row.end is None else min(row.end, info.seconds)
+        samples = round((end - (row.start or 0.0)) * SAMPLE_RATE)
+        if samples < MIN_SAMPLES:
+            detail = f"{max(samples, 0)} samples at 16 kHz are too short; {MIN_SAMPLES} are needed"
+            raise BadAudio(row.path, "too short", detail)
+        return AudioScan(samples, float("nan"), float("nan"), "")
+
 
 class MemorySource:
     """Decoded audio in memory: pairs of utterance and float32[N] at 16 kHz."""
@@ -108,6 +124,10 @@ class MemorySource:
         scan = RunningScan(self.utterances[index].id)
         scan.add(self._audio[index])
         return scan.result(allow_silent=allow_silent)
+
+    def probe(self, index: int) -> AudioScan:
+        """All that `scan` tells: the array is there."""
+        return self.scan(index)
 
 
 def tfds_source(name: str, *, split: str = "train", data_dir: str | None = None) -> MemorySource:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from c2ser_jax.data.files import replacing
 from c2ser_jax.errors import UserError
 
 _INK, _MUTED, _GRID = "#1f2430", "#6b7280", "#e5e7eb"
@@ -30,13 +31,11 @@ def _figure(width: float, height: float):
 
 
 def _save(figure, path: Path | str) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    with replacing(path) as part, warnings.catch_warnings():
         # a name in a script the font lacks is drawn as boxes; the picture is still worth having
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, format="png")
-    return path
+        figure.savefig(part, format="png")
+    return Path(path)
 
 
 def _literal(text: str) -> str:

@@ -4,13 +4,13 @@ Scores are fractions in the data and per cent in the text. Every writer replaces
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from c2ser_jax.data.files import write_text
 from c2ser_jax.evaluation.plots import confusion_picture
 
 TITLES = {"ua": "UA", "wa": "WA", "macro_f1": "macro F1", "wf1": "WF1", "micro_f1": "micro F1"}
@@ -136,16 +136,6 @@ def markdown_report(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write_text(path: Path | str, text: str) -> Path:
-    """Writes a text file whole: under another name first, then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, "utf-8")
-    os.replace(part, path)
-    return path
-
-
 def write_report(
     directory: Path | str,
     *,
@@ -158,7 +148,8 @@ def write_report(
     """Writes metrics.json, predictions.jsonl, confusion.png and report.md into `directory`.
 
     `summary` becomes metrics.json and holds the `confusion` and `classes` that are drawn; `rows`
-    are one JSON object per scored item. Returns {file name: path}.
+    are one JSON object per scored item. Returns {file name: path}; raises `UserError` when one of
+    them cannot be written.
     """
     directory = Path(directory)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -91,17 +91,25 @@ def check_leakage(
     for utterance in source.utterances:
         if utterance.id in ids:
             raise UserError(_leak(f"the id {utterance.id!r} is among the model's training data"))
+    places = range(len(source.utterances)) if hashes else range(0)
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(checksum, range(len(source.utterances)))
-        for utterance, sha256 in zip(source.utterances, found, strict=True):
+        found = pool.map(checksum, places)
+        for place, sha256 in zip(places, found, strict=True):
             if sha256 in hashes:
+                tested, trained = source.utterances[place].id, hashes[sha256]
                 raise UserError(
                     _leak(
-                        f"the audio of {utterance.id!r} is that of {hashes[sha256]!r}, which the "
-                        "model was trained on"
+                        f"the audio of {tested!r} is that of {trained!r}, which the model was "
+                        "trained on"
                     )
                 )
-    return f"none: {len(rows)} training utterances share no id and no audio with the test data"
+    unheard = sum(not row.get("audio_sha256") for row in rows)
+    if not unheard:
+        return f"none: {len(rows)} training utterances share no id and no audio with the test data"
+    return (
+        f"none by the ids of {len(rows)} training utterances, but the audio was compared with "
+        f"{len(rows) - unheard} of them only: the checksums of the others are unknown"
+    )
 
 
 def _leak(what: str) -> str:

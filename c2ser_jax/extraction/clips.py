@@ -24,6 +24,7 @@ from c2ser_jax.data.loading import (
 )
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.sources import FileSource, Source
+from c2ser_jax.errors import UserError
 from c2ser_jax.models.emotion2vec import Emotion2VecConfig
 
 _LONGEST_SAMPLES = SAMPLE_RATE * 3600 * 100
@@ -121,29 +122,43 @@ class Segment:
 class Cutting:
     """How long clips are cut: windows of `window_seconds`, `overlap_seconds` of them shared.
 
-    The overlap must be at least one frame long, or the frame across a seam would be lost.
+    Both are rounded down to whole frames of the model that hears them.
     """
 
     window_seconds: float = 30.0
     overlap_seconds: float = 5.0
 
-    @property
-    def samples(self) -> tuple[int, int]:
-        """(window, overlap) in samples; raises `UserError` for impossible ones."""
-        return window_samples(self.window_seconds, self.overlap_seconds)
+    def samples(self, model: Emotion2VecConfig) -> tuple[int, int]:
+        """(window, overlap) in samples, multiples of the model's hop.
 
-    def segment_lengths(self, samples: int) -> list[int]:
-        """Samples of every segment of a clip of `samples` samples."""
-        size, overlap = self.samples
+        Raises:
+          UserError: they are impossible, or the overlap is shorter than what a frame hears.
+        """
+        hop = model.hop_samples
+        size, overlap = window_samples(self.window_seconds, self.overlap_seconds, hop)
+        if overlap < model.receptive_samples - hop:
+            raise UserError(
+                f"windows that share {self.overlap_seconds} s lose the frames across their seams, "
+                f"which hear {model.receptive_samples} samples; give longer windows"
+            )
+        return size, overlap
+
+    def starts(self, samples: int, model: Emotion2VecConfig) -> list[int]:
+        """First sample of every segment of a clip of `samples` samples."""
+        size, overlap = self.samples(model)
         if samples <= size:
-            return [samples]
-        starts = window_starts(samples, size, overlap)
-        return [min(size, samples - start) for start in starts]
+            return [0]
+        return window_starts(samples, size, overlap, model.hop_samples)
+
+    def segment_lengths(self, samples: int, model: Emotion2VecConfig) -> list[int]:
+        """Samples of every segment of a clip of `samples` samples."""
+        size, _ = self.samples(model)
+        return [min(size, samples - start) for start in self.starts(samples, model)]
 
     def kept(self, index: int, samples: int, model: Emotion2VecConfig) -> Kept:
         """What window `index` of a clip of `samples` samples contributes."""
-        size, overlap = self.samples
-        starts = [start // model.hop_samples for start in window_starts(samples, size, overlap)]
+        size, _ = self.samples(model)
+        starts = [start // model.hop_samples for start in self.starts(samples, model)]
         each = int(model.frames(size))
 
         def border(window: int) -> int:
@@ -184,7 +199,7 @@ def decode(
     The windows of one clip follow each other. Files are decoded ahead by `threads`.
     """
     order = list(order)
-    settings = dataclasses.asdict(cutting)
+    settings = {**dataclasses.asdict(cutting), "hop_samples": model.hop_samples}
     # Copies, so that an utterance given twice keeps its two places.
     rows = {i: dataclasses.replace(clips[i].utterance or Utterance(clips[i].id, "")) for i in order}
     place = {id(row): i for i, row in rows.items()}

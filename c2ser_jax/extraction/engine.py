@@ -129,12 +129,12 @@ class Engine:
     def plan(self, lengths: Iterable[int]) -> tuple[Shape, ...]:
         """The shapes that a run over clips of `lengths` samples compiles."""
         cutting = self.cfg.cutting
-        segments = [n for samples in lengths for n in cutting.segment_lengths(samples)]
+        segments = [n for samples in lengths for n in cutting.segment_lengths(samples, self.model)]
         compile_flops = _COMPILE_FLOPS.get(jax.default_backend(), _COMPILE_FLOPS_ELSEWHERE)
         return plan_shapes(
             [n for n in segments if n >= self.model.receptive_samples],
             batch_samples=int(self.cfg.batch_seconds * self.model.sample_rate),
-            largest=cutting.samples[0],
+            largest=cutting.samples(self.model)[0],
             compile_samples=int(compile_flops / flops_per_sample(self.model)),
             row_multiple=self._mesh.size,
         )
@@ -157,7 +157,8 @@ class Engine:
                 continue
             # A header may have promised less than was decoded: such a clip gets the longest shape.
             fitting = [shape for shape in shapes if shape.samples >= len(item.audio)]
-            shape = fitting[0] if fitting else Shape(self.cfg.cutting.samples[0], self._mesh.size)
+            largest = Shape(self.cfg.cutting.samples(self.model)[0], self._mesh.size)
+            shape = fitting[0] if fitting else largest
             rows = waiting.setdefault(shape, [])
             rows.append(item)
             if len(rows) == shape.rows:

@@ -11,17 +11,18 @@ Legend: T frames, D width, E extra tokens.
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from c2ser_jax.data.files import TEXT, unwritable, write_text
 from c2ser_jax.errors import UserError
 
 INDEX, ERRORS, SETTINGS = "index.jsonl", "errors.jsonl", "extract.json"
 _UNSAFE = frozenset('/\\:*?"<>|%')
 _LONGEST_NAME = 240
-_TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
 def file_stem(utterance_id: str) -> str:
@@ -45,17 +46,34 @@ def file_stem(utterance_id: str) -> str:
     return stem
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What a user of a store's folder can do about it, as half a sentence."""
+
+    elsewhere: str = "name another folder"
+    again: str = "start the same command again"
+
+
 class FeatureStore:
     """Writes one run's features into a folder and knows what an earlier run has finished."""
 
-    def __init__(self, directory: str | Path, settings: Mapping[str, Any], *, resume: bool):
+    def __init__(
+        self,
+        directory: str | Path,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool,
+        advice: Advice | None = None,
+    ):
         """Opens `directory`; `settings` is JSON that must equal an earlier run's to resume it.
+
+        `advice` puts the errors into the words of the command that the user gave.
 
         Raises:
           UserError: the folder holds something and `resume` is false, or it was made with other
             settings, or it cannot be written.
         """
-        self.directory = Path(directory)
+        self.directory, self._advice = Path(directory), advice or Advice()
         self._rows: dict[str, dict[str, Any]] = {}
         self._index: TextIO | None = None
         self._errors: TextIO | None = None
@@ -67,31 +85,31 @@ class FeatureStore:
     def _open(self, settings: dict[str, Any], resume: bool) -> None:
         folder = self.directory
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file; --output must name a folder")
+            raise UserError(f"{folder} is a file, not a folder; {self._advice.elsewhere}")
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(entry.name for entry in folder.iterdir())
         if names and not resume:
             raise UserError(
-                f"{folder} is not empty (it holds {names[0]}); give an empty folder for the "
-                "output, or continue an interrupted run with --resume"
+                f"{folder} is not empty (it holds {names[0]}); {self._advice.elsewhere}, or, to "
+                f"continue an interrupted run, {self._advice.again}"
             )
         if names:
             self._check_settings(settings)
             for part in folder.glob(".*.part"):
                 part.unlink()
             self._rows = {row["id"]: row for row in read_rows(folder / INDEX) if self._holds(row)}
-        _write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
-        _write_text(folder / INDEX, _lines(self._rows.values()))
-        _write_text(folder / ERRORS, "")
-        self._index = open(folder / INDEX, "a", buffering=1, **_TEXT)
-        self._errors = open(folder / ERRORS, "a", buffering=1, **_TEXT)
+        write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+        write_text(folder / INDEX, _lines(self._rows.values()))
+        write_text(folder / ERRORS, "")
+        self._index = open(folder / INDEX, "a", buffering=1, **TEXT)
+        self._errors = open(folder / ERRORS, "a", buffering=1, **TEXT)
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         path = self.directory / SETTINGS
         if not path.is_file():
             raise UserError(
                 f"{self.directory} holds files but no {SETTINGS}, so it is no folder of features "
-                "to resume; give another --output"
+                f"to resume; {self._advice.elsewhere}"
             )
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -104,7 +122,7 @@ class FeatureStore:
             key = differing[0]
             raise UserError(
                 f"{self.directory} was extracted with {key} = {before.get(key)!r}, now it is "
-                f"{settings[key]!r}; resume with the old setting or give another --output"
+                f"{settings[key]!r}; go back to the old setting, or {self._advice.elsewhere}"
             )
 
     def _holds(self, row: Mapping[str, Any]) -> bool:
@@ -182,12 +200,11 @@ class FeatureStore:
         if order is not None:
             place = {utterance_id: i for i, utterance_id in enumerate(order)}
             rows = sorted(self._rows.values(), key=lambda row: place.get(row["id"], len(place)))
-            _write_text(self.directory / INDEX, _lines(rows))
+            write_text(self.directory / INDEX, _lines(rows))
 
     def _unwritable(self, error: OSError) -> UserError:
-        why = error.strerror or error
-        return UserError(
-            f"cannot write to {self.directory}: {why}; make room or rights there, then --resume"
+        return unwritable(
+            self.directory, error, f"make room or rights there, then {self._advice.again}"
         )
 
 
@@ -228,7 +245,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(**_TEXT).splitlines():
+    for line in path.read_text(**TEXT).splitlines():
         try:
             row = json.loads(line)
         except ValueError:
@@ -244,10 +261,3 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(_line(row) for row in rows)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replaces a small file atomically."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, **_TEXT)
-    os.replace(part, path)

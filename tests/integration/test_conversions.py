@@ -268,11 +268,12 @@ def test_safetensors_hold_enough_to_come_back(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", [TRAINED / "checkpoint_last.pt", PLUS / "model.pt"])
-def test_a_model_that_never_was_a_checkpoint_is_exported_in_upstreams_words(case, tmp_path):
+def test_a_model_that_never_was_a_checkpoint_is_exported_in_upstreams_words(case, tmp_path, capsys):
     model = convert(case, tmp_path / "model")
     (model / "carried.safetensors").unlink()
     file = tmp_path / "made.pt"
     assert main(["export", "emotion2vec", "--from", str(model), "--to", str(file)]) == 0
+    assert "upstream's layout: the model was trained here" in capsys.readouterr().out
     source, made = open_checkpoint(case).tree["model"], open_checkpoint(file).tree["model"]
     tensors = {name: t for name, t in source.items() if isinstance(t, LazyTensor)}
     assert made.keys() == tensors.keys()

@@ -121,6 +121,12 @@ def test_wrong_usage_is_one_sentence(model, manifest, tmp_path):
         main(["--checkpoint", str(model), "--manifest", str(manifest), "--outptu", "x"])
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(manifest, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*file/o"):
+        run(tmp_path / "no model", manifest, tmp_path / "file" / "o")
+
+
 def test_the_classifiers_of_a_run_are_scored_on_their_own_test_data(manifest, tmp_path, capsys):
     """A run over two folds, as `train` leaves it; its models are random."""
     config = tmp_path / "run.py"

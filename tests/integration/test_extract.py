@@ -1,5 +1,6 @@
 """The extract command: files, index, errors, resume after a kill, exit codes."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from c2ser_jax.errors import UserError
 from c2ser_jax.extract import main
 from c2ser_jax.extraction.store import read_rows
+from c2ser_jax.models.emotion2vec import ConvLayer
 from tests.tiny_models import TINY, voice, write_scp, write_tiny, write_wav
 
 
@@ -81,6 +83,20 @@ def test_granularities_agree_with_each_other(model, scp, tmp_path):
         np.testing.assert_allclose(made["utterance"][utterance], frames.mean(0), atol=1e-5)
         np.testing.assert_allclose(made["published"][utterance], frames[:5], atol=1e-5)
         assert made["tokens"][utterance].shape == (5, TINY.width)
+
+
+def test_windows_of_a_model_with_another_hop_leave_no_frame_out(tmp_path):
+    layers = (ConvLayer(8, 400, 160), ConvLayer(8, 3, 2), ConvLayer(8, 3, 2))
+    cfg = dataclasses.replace(TINY, conv_layers=layers)
+    model = write_tiny(tmp_path / "m", cfg=cfg)
+    samples = {f"{extra}": 65 * 16_000 + extra for extra in (320, 480)}
+    rows = {
+        name: write_wav(tmp_path / f"{name}.wav", voice(n / 16_000)) for name, n in samples.items()
+    }
+    scp = write_scp(tmp_path / "wav.scp", rows)
+    assert run(model, scp, tmp_path / "o", "--window-seconds", "10") == 0
+    for name, frames in load_all(tmp_path / "o").items():
+        assert len(frames) == cfg.frames(samples[name]) and frames.any(axis=1).all()
 
 
 def test_a_killed_run_is_resumed_without_doing_anything_twice(model, tmp_path):

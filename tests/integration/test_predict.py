@@ -5,11 +5,12 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from c2ser_jax.errors import UserError
-from c2ser_jax.predict import main
+from c2ser_jax.predict import collect_clips, main
 from tests.tiny_models import voice, write_tiny, write_wav
 
 LABELS = ["angry", "unuse_0", "sad"]
@@ -69,6 +70,18 @@ def test_folders_and_lists_are_understood(model, files, tmp_path, capsys):
     (tmp_path / "list.scp").write_text(f"one {files[0]}\ntwo {files[2]}\n")
     assert main(["--checkpoint", model, "--format", "json", str(tmp_path / "list.scp")]) == 0
     assert [row["id"] for row in json.loads(capsys.readouterr().out)] == ["one", "two"]
+
+
+def test_lists_are_told_by_their_content_whatever_their_name(files, tmp_path):
+    row = {"key": "k", "wav": files[0], "emotion": "angry"}
+    (tmp_path / "data.list").write_text(json.dumps(row) + "\n")
+    (tmp_path / "scp").write_text(f"one {files[0]}\ntwo {files[2]}\n")
+    (tmp_path / "sound").write_bytes(Path(files[0]).read_bytes())
+    names = ["data.list", "scp", "sound", "none.list"]
+    clips = list(collect_clips([str(tmp_path / name) for name in names]))
+    expected = ["k", "one", "two", str(tmp_path / "sound"), str(tmp_path / "none.list")]
+    assert [clip.id for clip in clips] == expected
+    assert clips[0].path == files[0]
 
 
 def test_a_model_without_a_head_and_wrong_options_are_refused(model, files, tmp_path):

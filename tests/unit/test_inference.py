@@ -11,7 +11,7 @@ import soundfile
 import c2ser_jax
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.errors import UserError
-from c2ser_jax.inference import Model, load
+from c2ser_jax.inference import Model, fingerprint, load
 from c2ser_jax.models.emotion2vec import Emotion2VecClassifier
 from tests.tiny_models import TINY, tiny_params, voice, write_tiny, write_wav
 
@@ -209,6 +209,20 @@ def test_directories_that_lie_are_refused_before_anything_runs(tmp_path):
         load(folder, batch_seconds=0)
     with pytest.raises(UserError, match="window seconds"):
         load(folder, window_seconds=1)
+
+
+def test_a_fingerprint_is_that_of_what_decides_the_answers(tmp_path):
+    def changed(name, seed=0, **values):
+        folder = write_tiny(tmp_path / name, labels=["a", "b"], seed=seed)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **values}, indent=3))
+        return fingerprint(folder)
+
+    same = changed("same")
+    assert changed("later", written_with={"jax": "9"}, origin={"by": "x"}, licence="MIT") == same
+    other = [changed("labels", labels=["b", "a"]), changed("params", seed=1)]
+    other += [changed("kind", kind="emotion2vec"), changed("extra", extra={"unused_labels": ["b"]})]
+    assert len({same, *other}) == 5
 
 
 def test_a_model_that_gives_nan_is_reported_per_file(tmp_path, directory):

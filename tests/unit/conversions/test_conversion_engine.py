@@ -103,6 +103,14 @@ def test_other_float_types_become_float32(tmp_path, dtype):
     assert np.array_equal(got["scale"].ravel(), source["scale"].astype(np.float32).ravel())
 
 
+@pytest.mark.parametrize("value", [1e300, 0.1, 1e-300])
+def test_float64_weights_that_float32_cannot_hold_are_refused(tmp_path, value):
+    source = arrays()
+    source["blocks.1.fc.bias"] = np.array([1, 2, value, 4], np.float64)
+    with pytest.raises(UserError, match=r"blocks\.1\.fc\.bias holds float64.*model\.float"):
+        gathered(tmp_path, source)
+
+
 def damaged(name, value):
     source = arrays()
     if value is None:

@@ -1,4 +1,5 @@
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -34,6 +35,21 @@ def test_a_folder_gives_back_what_was_written(tmp_path):
     some = read_feature_folder(str(folder), ids=["c", "a", "unknown"])
     assert_holds(some, ["a", "c"])
     assert some.frames.shape == (3, 3)
+
+
+def test_a_folder_of_more_files_than_a_process_may_open_is_read(tmp_path):
+    rows = [{"id": f"u{i}"} for i in range(80)]
+    for i, row in enumerate(rows):
+        np.save(tmp_path / f"{row['id']}.npy", np.full((2, 3), i, np.float32))
+    (tmp_path / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(tmp_path / "index.jsonl") as lowest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno() + 20, hard))
+        try:
+            table = read_feature_folder(tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    np.testing.assert_array_equal(table.frames[::2, 0], np.arange(80))
 
 
 def test_taking_rows_copies_them_end_to_end():

@@ -66,7 +66,7 @@ def test_windows_cover_a_long_recording_exactly(tmp_path, rate, window, overlap)
     for i, item in enumerate(got):
         place = item.window
         assert (place.index, place.count, place.last) == (i, len(got), i == len(got) - 1)
-        assert place.start_samples == 320 * place.start_frame and place.total_samples == len(whole)
+        assert place.start_samples % 320 == 0 and place.total_samples == len(whole)
         assert size - 320 < len(item.audio) <= size
         assert place.overlap_samples >= (0 if i == 0 else round(overlap * 16000))
         start = place.start_samples
@@ -79,15 +79,29 @@ def test_windows_cover_a_long_recording_exactly(tmp_path, rate, window, overlap)
         assert item.window == other.window and item.sha256 == other.sha256
 
 
+@pytest.mark.parametrize("hop", [320, 640, 333])
 @pytest.mark.parametrize("extra", [0, 1, 319, 320, 321, 15_999, 16_000, 16_001])
-def test_window_starts_reach_the_end_at_every_length(extra):
-    size, overlap = window_samples(2.0, 1.0)
+def test_window_starts_reach_the_end_at_every_length(extra, hop):
+    size, overlap = window_samples(2.0, 1.0, hop)
     samples = size + 1 + extra
-    starts = window_starts(samples, size, overlap)
-    assert starts[0] == 0 and all(start % 320 == 0 for start in starts)
-    assert samples - size <= starts[-1] < samples - size + 320
+    starts = window_starts(samples, size, overlap, hop)
+    assert starts[0] == 0 and all(start % hop == 0 for start in starts)
+    assert samples - size <= starts[-1] < samples - size + hop
     steps = np.diff(starts)
     assert (steps > 0).all() and (steps <= size - overlap).all()
+
+
+def test_windows_start_on_the_frames_of_the_model_that_hears_them(tmp_path):
+    row = write(tmp_path / "a.wav", 100_000)
+    sizes = {"window_seconds": 2.0, "overlap_seconds": 0.5}
+    whole = read_audio(row.path)
+    for given in (
+        iterate_audio([row], hop_samples=640, **sizes),
+        load_array(row, whole, hop_samples=640, **sizes),
+    ):
+        windows = list(given)
+        assert [w.window.start_samples for w in windows] == [0, 24_320, 48_640, 68_480]
+        np.testing.assert_array_equal(stitch(windows), whole)
 
 
 def test_an_utterance_of_exactly_one_window_is_whole(tmp_path):
@@ -105,6 +119,23 @@ def test_a_defect_at_the_end_fails_the_recording_before_its_first_window(tmp_pat
     row = Utterance("a", str(tmp_path / "a.wav"))
     (item,) = iterate_audio([row], window_seconds=2.0, overlap_seconds=0.5)
     assert isinstance(item, Failed) and item.reason == "not finite"
+
+
+def test_a_recording_that_shrinks_between_the_two_looks_fails_alone(tmp_path, monkeypatch):
+    rows = [write(tmp_path / "a.wav", 16_000 * 8), write(tmp_path / "b.wav", 4000)]
+    look = loading._look
+
+    def replaced(utterance, *rest):
+        found = look(utterance, *rest)
+        if utterance.id == "a":
+            write(tmp_path / "a.wav", 16_000 * 3)
+        return found
+
+    monkeypatch.setattr(loading, "_look", replaced)
+    *windows, failed, after = iterate_audio(rows, window_seconds=2.0, overlap_seconds=0.5)
+    assert len(windows) == 1 and isinstance(after, Loaded) and after.utterance.id == "b"
+    assert isinstance(failed, Failed) and failed.reason == "unreadable"
+    assert "shorter than it was" in failed.message
 
 
 def test_silence_fails_unless_allowed(tmp_path):

@@ -76,6 +76,13 @@ def test_a_header_scan_trusts_the_header(files, tmp_path):
     assert [scan.samples for scan in found.scans] == [4000, 4002, 4003, 4004]
 
 
+def test_a_header_scan_of_audio_in_memory_needs_no_files(files):
+    items = [(Utterance(f"m{i}", "nowhere"), np.ones(390 + 10 * i)) for i in range(3)]
+    found = scan_source(MemorySource(items), decode=False)
+    assert [(bad.id, bad.reason) for bad in found.bad] == [("m0", "too short")]
+    assert found.usable == [1, 2] and [scan.samples for scan in found.scans] == [400, 410]
+
+
 def test_too_many_bad_files_stop_with_the_list(files, tmp_path):
     (tmp_path / "2.flac").write_bytes(b"")
     assert len(scan_source(FileSource(files), max_bad_share=0.2).bad) == 1

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,20 @@ def test_confusion_picture_shows_the_counts_and_not_their_transpose(tmp_path):
     np.testing.assert_array_equal(picture, again)
     other = pixels(confusion_picture(CONFUSION.T, names, tmp_path / "c.png", title="fold 1"))
     assert other.shape != picture.shape or (other != picture).any()
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_the_one_before_it(tmp_path, monkeypatch):
+    path = confusion_picture([[1]], ["a"], tmp_path / "a.png")
+    before = path.read_bytes()
+
+    def half(self, target, **_):
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
+    with pytest.raises(UserError, match="a.png: No space left on device"):
+        confusion_picture([[2]], ["a"], path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_confusion_of_another_size_is_refused(tmp_path):

@@ -1,31 +1,52 @@
 """Windows of long clips keep every frame once; failures and order survive the threads."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.errors import UserError
 from c2ser_jax.extraction.clips import Clip, Cutting, Failure, decode, estimate_lengths
+from c2ser_jax.models.emotion2vec import ConvLayer
 from tests.tiny_models import TINY, voice, write_wav
 
 
+def hearing(*conv_layers):
+    return dataclasses.replace(
+        TINY, conv_layers=tuple(ConvLayer(8, *sizes) for sizes in conv_layers)
+    )
+
+
+MODELS = {
+    320: TINY,
+    640: hearing((400, 160), (3, 2), (3, 2)),  # as configs/emodb/loso.py
+    333: hearing((40, 37), (11, 9)),
+}
+
+
+@pytest.mark.parametrize("hop", MODELS)
 @pytest.mark.parametrize("window, overlap", [(2.0, 0.5), (3.0, 0.1), (2.5, 1.25)])
-def test_kept_frames_cover_the_clip_once_and_stay_off_the_seams(window, overlap):
-    cutting = Cutting(window, overlap)
-    size, shared = cutting.samples
-    each = TINY.frames(size)
-    for samples in (size + 1, size + 319, size + 320, 3 * size - 7, 7 * size + 1234):
-        lengths = cutting.segment_lengths(samples)
+def test_kept_frames_cover_the_clip_once_and_stay_off_the_seams(window, overlap, hop):
+    model, cutting = MODELS[hop], Cutting(window, overlap)
+    assert model.hop_samples == hop
+    size, shared = cutting.samples(model)
+    each = model.frames(size)
+    for extra in (1, hop - 1, hop, hop + 1, 2 * size - 7, 2 * size + 320, 6 * size + 1234):
+        samples = size + extra
+        lengths, starts = cutting.segment_lengths(samples, model), cutting.starts(samples, model)
+        assert all(start % hop == 0 for start in starts) and starts[-1] + lengths[-1] == samples
         covered = 0
         for i, length in enumerate(lengths):
-            kept = cutting.kept(i, samples, TINY)
+            kept = cutting.kept(i, samples, model)
             assert kept.offset == covered
-            assert 0 <= kept.first < kept.last <= TINY.frames(length) <= each
-            margin = shared // TINY.hop_samples // 2 - 1
+            assert 0 <= kept.first < kept.last <= model.frames(length) <= each
+            assert starts[i] == hop * (kept.offset - kept.first)
+            margin = (shared + hop - model.receptive_samples) // hop // 2
             assert i == 0 or kept.first >= margin
             assert i == len(lengths) - 1 or kept.last <= each - margin
             covered += kept.last - kept.first
-        assert covered == TINY.frames(samples)
+        assert covered == model.frames(samples)
 
 
 def test_windows_hold_the_samples_of_their_frames():
@@ -67,4 +88,6 @@ def test_the_estimate_is_never_shorter_than_the_resampled_audio(tmp_path):
 
 def test_impossible_windows_are_refused():
     with pytest.raises(UserError, match="overlap"):
-        _ = Cutting(10.0, 8.0).samples
+        Cutting(10.0, 8.0).samples(TINY)
+    with pytest.raises(UserError, match="hear 1360 samples"):
+        Cutting(10.0, 0.06).samples(MODELS[640])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from c2ser_jax.errors import UserError
-from c2ser_jax.extraction.store import FeatureStore, FrameFile, file_stem, read_rows
+from c2ser_jax.extraction.store import Advice, FeatureStore, FrameFile, file_stem, read_rows
 
 SETTINGS = {"granularity": "frame", "layer": None}
 
@@ -80,7 +80,7 @@ def test_resume_trusts_only_whole_files_of_the_right_shape(tmp_path):
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     folder = filled(tmp_path / "o")
-    with pytest.raises(UserError, match="--resume"):
+    with pytest.raises(UserError, match="name another folder, or, .*start the same command again"):
         FeatureStore(folder, SETTINGS, resume=False)
     with pytest.raises(UserError, match="granularity = 'frame', now it is 'tokens'"):
         FeatureStore(folder, {**SETTINGS, "granularity": "tokens"}, resume=True)
@@ -94,6 +94,20 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     assert json.loads((folder / "extract.json").read_text()) == SETTINGS
 
 
+def test_a_command_says_in_its_own_words_what_to_do(tmp_path):
+    folder = filled(tmp_path / "o")
+    advice = Advice("give another --place", "add --more")
+    for settings, resume, words in (
+        (SETTINGS, False, "--place, or, to continue .*, add --more"),
+        ({**SETTINGS, "layer": 3}, True, "--place"),
+    ):
+        with pytest.raises(UserError, match=words):
+            FeatureStore(folder, settings, resume=resume, advice=advice)
+        with pytest.raises(UserError) as plain:
+            FeatureStore(folder, settings, resume=resume)
+        assert "--" not in str(plain.value)
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path, monkeypatch):
     def full(self, offset, values):
         self._file.write(b"half")
@@ -102,7 +116,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path, monkeypat
     with FeatureStore(tmp_path / "o", SETTINGS, resume=False) as store:
         store.add("a", np.ones((2, 2), np.float32), {"path": "a.wav"})
         monkeypatch.setattr(FrameFile, "write", full)
-        with pytest.raises(UserError, match="No space left on device.*--resume"):
+        with pytest.raises(
+            UserError, match="No space left on device.*start the same command again"
+        ):
             store.add("b", np.ones((2, 2), np.float32), {"path": "b.wav"})
     monkeypatch.undo()
     assert sorted(path.suffix for path in (tmp_path / "o").iterdir()) == [
