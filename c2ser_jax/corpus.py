@@ -1,11 +1,12 @@
 """From a run's `data` section to audio, labels and folds."""
 
+import dataclasses
 from collections.abc import Sequence
 
-from c2ser_jax.config import CorpusConfig
+from c2ser_jax.config import CorpusConfig, RunConfig
 from c2ser_jax.data import splits
 from c2ser_jax.data.corpora.registry import prepare_corpus
-from c2ser_jax.data.labels import label_set
+from c2ser_jax.data.labels import label_set, map_labels
 from c2ser_jax.data.manifest import Utterance, read_manifest
 from c2ser_jax.data.scanning import BadFile, scan_source
 from c2ser_jax.data.sources import FileSource, MemorySource, Source, tfds_source
@@ -84,6 +85,35 @@ def make_folds(cfg: CorpusConfig, source: Source, seed: int) -> list[splits.Fold
         names = ", ".join(fold.name for fold in folds)
         raise UserError(f"there is no fold {unknown[0]!r}; the folds are {names}")
     return [by_name[name] for name in cfg.folds]
+
+
+def name_classes(run: RunConfig, fold: splits.Fold, labels: Sequence[str]) -> splits.Fold:
+    """The fold with every label as the class that means it ("anger" as "angry").
+
+    A label that means no class becomes none where all training stages say so
+    (`batches.unknown_labels`), so that its row is neither a target nor scored.
+
+    Raises:
+      UserError: a label means no class, and a stage refuses such labels.
+    """
+    names = [name for name in run.configured_stages() if name != "probe"]
+    stages = [stage for name in names or ("pretrain", "classify") if (stage := getattr(run, name))]
+    loose = bool(stages) and all(s.batches.unknown_labels == "unlabelled" for s in stages)
+
+    def named(part: list[Utterance]) -> list[Utterance]:
+        found = map_labels(
+            [u.label for u in part],
+            labels,
+            corpora=[u.corpus for u in part],
+            ignore_unknown=loose,
+        )
+        classes = [*labels, None]  # -1 is unlabelled
+        return [
+            u if u.label == classes[i] else dataclasses.replace(u, label=classes[i])
+            for u, i in zip(part, found, strict=True)
+        ]
+
+    return splits.Fold(fold.name, named(fold.train), named(fold.dev), named(fold.test))
 
 
 def source_of(source: Source, utterances: Sequence[Utterance]) -> Source:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from c2ser_jax.config import RunConfig
-from c2ser_jax.corpus import corpus_labels, make_folds, read_corpus
+from c2ser_jax.corpus import corpus_labels, make_folds, name_classes, read_corpus
 from c2ser_jax.data.scanning import listing
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.probe_result import FoldResult, ProbeResult, gather_folds
@@ -39,7 +39,7 @@ def execute(
     mesh = make_mesh(run.mesh)
     source, bad = read_corpus(run.data)
     labels = corpus_labels(run.data, source)
-    folds = make_folds(run.data, source, run.seed)
+    folds = [name_classes(run, fold, labels) for fold in make_folds(run.data, source, run.seed)]
     _record(run, workdir)
     if bad:
         say(f"left out {len(bad)} files (bad_files.jsonl):\n{listing(bad)}")
