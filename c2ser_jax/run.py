@@ -14,6 +14,7 @@ from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.distributed import is_main_process
 from c2ser_jax.parallel.mesh import make_mesh
 from c2ser_jax.stages import FoldRun, Stopped, run_fold
+from c2ser_jax.training.resume import differences
 
 Say = Callable[[str], None]
 
@@ -85,21 +86,10 @@ def _say_nothing(line: str) -> None:
 def _record(run: RunConfig, workdir: Path) -> None:
     """Stores the resolved config, or refuses a folder that holds another run."""
     path, resolved = workdir / "config.json", json.loads(json.dumps(to_json(run)))
-    if path.exists():
-        before = json.loads(path.read_text("utf-8"))
-        if before != resolved:
-            raise UserError(
-                f"{workdir} holds a run with another {_difference(before, resolved)}; "
-                "give another --workdir, or the settings of that run to go on with it"
-            )
-    elif is_main_process():
+    if path.exists() and (different := differences(json.loads(path.read_text("utf-8")), resolved)):
+        raise UserError(
+            f"{workdir} holds another run ({different}); "
+            "give another --workdir, or the settings of that run to go on with it"
+        )
+    if is_main_process():
         write_text(path, json.dumps(resolved, indent=1, ensure_ascii=False) + "\n")
-
-
-def _difference(before: object, now: object, path: str = "") -> str:
-    """The first setting in which two stored configs differ: "a.b (1 there, 2 now)"."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in [*before, *now]:
-            if before.get(name) != now.get(name):
-                return _difference(before.get(name), now.get(name), f"{path}.{name}".strip("."))
-    return f"{path} ({before!r:.60} there, {now!r:.60} now)"

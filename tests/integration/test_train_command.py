@@ -73,7 +73,7 @@ def test_the_same_command_goes_on_without_training_again(workdir, capsys):
 
 
 def test_another_run_does_not_overwrite_the_folder(workdir):
-    with pytest.raises(UserError, match=r"pretrain.loop.steps \(3 there, 4 now\)"):
+    with pytest.raises(UserError, match="pretrain.loop.steps: 3 → 4"):
         train.main(
             ["--config", CONFIG, "--workdir", str(workdir), *TINY, "--pretrain.loop.steps", "4"]
         )
