@@ -5,6 +5,7 @@ Layout of a fold's folder: `<stage>/metrics.jsonl`, `<stage>/checkpoints/`, `<st
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ class FoldRun:
 def run_fold(context: FoldRun) -> dict[str, FoldResult]:
     """Runs the fold's stages; returns the scores on its test utterances by stage.
 
-    All processes of a run train; the main one alone scores, the others return nothing.
+    All processes of a run train; the main one alone scores while the others wait, and they return
+    nothing.
 
     Raises:
       Stopped: a signal came; UserError: as the stages say.
@@ -84,16 +86,25 @@ def run_fold(context: FoldRun) -> dict[str, FoldResult]:
     scores: dict[str, FoldResult] = {}
     for name in run.configured_stages():
         if name == "probe":
-            if is_main_process():
-                scores[name] = _probe(context)
+            _score(context, name, scores, lambda: _probe(context))
             continue
         stage = run.pretrain if name == "pretrain" else run.classify
         assert stage is not None
         params = _train(context, name, stage, encoder)
         encoder = params["encoder"]
-        if name == "classify" and is_main_process():
-            scores[name] = score_model(context, context.workdir / name / "model")
+        if name == "classify":
+            directory = context.workdir / name / "model"
+            _score(context, name, scores, functools.partial(score_model, context, directory))
     return scores
+
+
+def _score(
+    context: FoldRun, name: str, scores: dict[str, FoldResult], score: Callable[[], FoldResult]
+) -> None:
+    """Adds what `score` returns on the main process; returns on all of them when it is done."""
+    if is_main_process():
+        scores[name] = score()
+    wait_for_others(f"{context.fold.name} {name} scored")
 
 
 def _first_encoder(context: FoldRun) -> Params | None:
