@@ -10,10 +10,12 @@ from c2ser_jax.data.scanning import listing
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.probe_result import FoldResult, ProbeResult, gather_folds
 from c2ser_jax.evaluation.report import write_text
+from c2ser_jax.fold_run import FoldRun, together
 from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.distributed import is_main_process
 from c2ser_jax.parallel.mesh import make_mesh
-from c2ser_jax.stages import FoldRun, Stopped, run_fold
+from c2ser_jax.stages import run_fold
+from c2ser_jax.training.preemption import Stopped, StopSignal
 from c2ser_jax.training.resume import differences
 
 Say = Callable[[str], None]
@@ -37,8 +39,19 @@ def execute(
         )
     if not is_main_process():
         say = _say_nothing
+    with StopSignal() as stop:
+        try:
+            return _execute(run, workdir, progress, say, stop)
+        except Stopped:
+            say("stopped by a signal; everything is saved and the same command goes on")
+            return None
+
+
+def _execute(
+    run: RunConfig, workdir: Path, progress: bool | None, say: Say, stop: StopSignal
+) -> dict[str, ProbeResult]:
     mesh = make_mesh(run.mesh)
-    source, bad = read_corpus(run.data)
+    source, bad = together(stop, lambda: read_corpus(run.data))
     labels = corpus_labels(run.data, source)
     folds = [name_classes(run, fold, labels) for fold in make_folds(run.data, source, run.seed)]
     _record(run, workdir)
@@ -51,12 +64,9 @@ def execute(
     lost: list[str] = []
     for fold in folds:
         folder = workdir / fold.name if len(folds) > 1 else workdir
-        context = FoldRun(run, fold, source, labels, folder, workdir, mesh, progress, say, lost)
-        try:
-            found = run_fold(context)
-        except Stopped:
-            say("stopped by a signal; everything is saved and the same command goes on")
-            return None
+        found = run_fold(
+            FoldRun(run, fold, source, labels, folder, workdir, mesh, progress, say, lost, stop)
+        )
         for stage, result in found.items():
             scores.setdefault(stage, []).append(result)
             say(

@@ -114,12 +114,17 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def wait_for_others(name: str) -> None:
-    """Returns when every process of the run has come to the point called `name`."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def gather_bytes(payload: bytes) -> list[bytes]:
+    """Returns every process's `payload`, in their order, when all of them have come here."""
+    if jax.process_count() == 1:
+        return [payload]
+    from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(name)
+    sizes = multihost_utils.process_allgather(np.array([len(payload)], np.int32))[:, 0]
+    padded = np.zeros(max(1, sizes.max()), np.uint8)
+    padded[: len(payload)] = np.frombuffer(payload, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
 
 def to_host(tree: Any) -> Any:

@@ -16,12 +16,12 @@ import jax
 jax.distributed.initialize = functools.partial(
     jax.distributed.initialize, shutdown_timeout_seconds=2
 )
-from c2ser_jax import stages, train
-run_probe = stages.run_probe
+from c2ser_jax import scoring, train
+run_probe = scoring.run_probe
 def late(*arguments, **options):
     time.sleep(6)
     return run_probe(*arguments, **options)
-stages.run_probe = late
+scoring.run_probe = late
 sys.exit(train.main(sys.argv[1:]))
 """
 
