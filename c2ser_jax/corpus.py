@@ -57,8 +57,12 @@ def corpus_labels(cfg: CorpusConfig, source: Source) -> list[str]:
     return labels
 
 
-def make_folds(cfg: CorpusConfig, source: Source, seed: int) -> list[splits.Fold]:
+def make_folds(
+    cfg: CorpusConfig, source: Source, seed: int, bad: Sequence[BadFile] = ()
+) -> list[splits.Fold]:
     """The folds of the protocol, those that `data.folds` names ("speaker-03" or "03") or all.
+
+    Lists may name the `bad` files beside the usable utterances of `source`.
 
     Raises:
       UserError: speakers are unknown, lists are missing, or a named fold does not exist.
@@ -67,7 +71,9 @@ def make_folds(cfg: CorpusConfig, source: Source, seed: int) -> list[splits.Fold
     if cfg.protocol == "loso":
         folds = splits.leave_one_speaker_out(utterances, seed=seed)
     elif cfg.protocol == "lists":
-        folds = splits.emobox_folds(utterances, cfg.lists)
+        folds = splits.emobox_folds(
+            utterances, cfg.lists, seed=seed, unusable=[file.id for file in bad]
+        )
     else:
         folds = [
             splits.speaker_disjoint_split(

@@ -108,7 +108,7 @@ def run_jobs(arguments: argparse.Namespace, overrides: list[str]) -> tuple[list[
             f"it has one, are in {workdir / 'probe' / 'metrics.json'}"
         )
     corpus, bad = read_corpus(run.data)
-    folds = make_folds(run.data, corpus, run.seed)
+    folds = make_folds(run.data, corpus, run.seed, bad)
     jobs = []
     for fold in folds:
         folder = workdir / fold.name

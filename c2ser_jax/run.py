@@ -53,7 +53,8 @@ def _execute(
     mesh = make_mesh(run.mesh)
     source, bad = together(stop, lambda: read_corpus(run.data))
     labels = corpus_labels(run.data, source)
-    folds = [name_classes(run, fold, labels) for fold in make_folds(run.data, source, run.seed)]
+    folds = make_folds(run.data, source, run.seed, bad)
+    folds = [name_classes(run, fold, labels) for fold in folds]
     _record(run, workdir)
     if bad:
         say(f"left out {len(bad)} files (bad_files.jsonl):\n{listing(bad)}")

@@ -1,0 +1,36 @@
+"""From the `data` section of a run to folds."""
+
+import json
+
+from c2ser_jax.config import CorpusConfig
+from c2ser_jax.corpus import make_folds, read_corpus
+from tests.tiny_models import voice, write_wav
+
+
+def write_lists(folder, names):
+    for part in ("train", "test"):
+        lines = [{"key": f"set-{name}", "wav": f"{name}.wav", "emo": "x"} for name in names[part]]
+        (folder / "fold_1").mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "fold_1" / f"set_{part}_fold_1.jsonl").write_text(text, encoding="utf-8")
+
+
+def test_lists_go_on_without_a_broken_file_and_follow_the_seed(tmp_path):
+    names = [f"{i}-{label}" for i in range(20) for label in "ab"]
+    rows = []
+    for name in names:
+        write_wav(tmp_path / f"{name}.wav", voice(0.1, len(rows)))
+        rows.append({"id": name, "path": f"{name}.wav", "label": name[-1], "speaker": name[0]})
+    (tmp_path / "3-a.wav").write_bytes(b"")
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_lists(tmp_path / "lists", {"train": names[:30], "test": names[30:]})
+    cfg = CorpusConfig(
+        corpus="manifest", manifest=str(manifest), protocol="lists", lists=str(tmp_path / "lists")
+    )
+    source, bad = read_corpus(cfg)
+    (first,), (other,) = (make_folds(cfg, source, seed, bad) for seed in (0, 1))
+    assert [file.id for file in bad] == ["3-a"]
+    assert {u.id for u in first.test} == set(names[30:])
+    assert {u.id for u in (*first.train, *first.dev)} == set(names[:30]) - {"3-a"}
+    assert [u.id for u in first.dev] != [u.id for u in other.dev]
