@@ -3,8 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from c2ser_jax.config import CorpusConfig, RunConfig
 from c2ser_jax.data import splits
+from c2ser_jax.data.audio import MIN_SAMPLES, SAMPLE_RATE, BadAudio
 from c2ser_jax.data.corpora.registry import prepare_corpus
 from c2ser_jax.data.labels import label_set, map_labels
 from c2ser_jax.data.manifest import Utterance, read_manifest
@@ -128,3 +131,21 @@ def source_of(source: Source, utterances: Sequence[Utterance]) -> Source:
         return FileSource(utterances)
     places = {u.id: place for place, u in enumerate(source.utterances)}
     return MemorySource([(u, source.load(places[u.id])[0]) for u in utterances])
+
+
+def sample_audio(source: Source, seconds: float, *, seed: int) -> list[np.ndarray]:
+    """Up to `seconds` of a source's audio, float32[N] each, in its order; bad files are left out.
+
+    A source that holds more gives utterances drawn by the seed, the last of them cut off.
+    """
+    left = round(seconds * SAMPLE_RATE)
+    found: dict[int, np.ndarray] = {}
+    for place in np.random.default_rng(seed).permutation(len(source)).tolist():
+        if left < MIN_SAMPLES:
+            break
+        try:
+            found[place] = source.load_piece(place, 0, left)
+        except BadAudio:
+            continue
+        left -= len(found[place])
+    return [found[place] for place in sorted(found)]

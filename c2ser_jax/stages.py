@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from c2ser_jax.config import ClassifyStage, PretrainStage, RunConfig
-from c2ser_jax.corpus import source_of
+from c2ser_jax.corpus import sample_audio, source_of
 from c2ser_jax.data.pipeline import DataConfig, TrainingData
 from c2ser_jax.evaluation.plots import curves_picture
 from c2ser_jax.evaluation.probe_result import FoldResult
 from c2ser_jax.fold_run import FoldRun, alone, together
 from c2ser_jax.models.frontend_init import initial_front_end
 from c2ser_jax.overrides import to_json
-from c2ser_jax.parallel.distributed import data_share, to_host
+from c2ser_jax.parallel.distributed import data_share, from_main_process, to_host
 from c2ser_jax.parallel.rules import batch_parts
 from c2ser_jax.scoring import score_model, score_probe
 from c2ser_jax.tasks.classify import Classify
@@ -29,6 +29,7 @@ from c2ser_jax.tasks.task import merge_params
 from c2ser_jax.training.checkpoint import (
     ModelDescription,
     flatten,
+    has_checkpoint,
     leaves_of,
     nest,
     read_params,
@@ -39,6 +40,7 @@ from c2ser_jax.training.loop import fit
 from c2ser_jax.training.preemption import Stopped
 
 Params = Mapping[str, Any]
+STEM_MINUTES = 60  # of training audio, at most, for fitting a stem
 
 
 def run_fold(context: FoldRun) -> dict[str, FoldResult]:
@@ -51,7 +53,7 @@ def run_fold(context: FoldRun) -> dict[str, FoldResult]:
       Stopped: a signal came; UserError: as the stages say.
     """
     run, stop = context.run, context.stop
-    encoder = together(stop, lambda: _first_encoder(context))
+    encoder = _first_encoder(context)
     scores: dict[str, FoldResult] = {}
     for name in run.configured_stages():
         found = None
@@ -68,16 +70,30 @@ def run_fold(context: FoldRun) -> dict[str, FoldResult]:
 
 
 def _first_encoder(context: FoldRun) -> Params | None:
-    """What the first stage starts from: a whole encoder, its stem alone, or None (as drawn)."""
+    """What the first stage starts from: a whole encoder, its stem alone, or None.
+
+    None: as drawn, or as the stage's checkpoint has it.
+    """
     run = context.run
+    first = run.configured_stages()[0]
+    if first == "probe":
+        return None
     if run.initial:
         return read_params(run.initial)["encoder"]
-    if run.front_end is None or run.configured_stages()[0] == "probe":
+    stem = alone(context.stop, lambda: _fitted_stem(context, first))
+    stem = nest(from_main_process(flatten(stem or {})))
+    return {"local_encoder": stem} if stem else None
+
+
+def _fitted_stem(context: FoldRun, first: str) -> Params | None:
+    """The stem fitted on a sample of the fold's training audio; None when none is wanted."""
+    run = context.run
+    if run.front_end is None or has_checkpoint(context.workdir / first / "checkpoints"):
         return None
     source = source_of(context.source, context.fold.train)
-    audio = [source.load(place)[0] for place in range(len(source))]
+    audio = sample_audio(source, STEM_MINUTES * 60, seed=run.seed)
     context.say(f"{context.fold.name}: fits the front end on {len(audio)} training utterances")
-    return {"local_encoder": initial_front_end(run.encoder, run.front_end, audio, seed=run.seed)}
+    return initial_front_end(run.encoder, run.front_end, audio, seed=run.seed)
 
 
 def _train(context: FoldRun, name: str, encoder: Params | None) -> Params:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from c2ser_jax import stages
 from c2ser_jax.errors import UserError
 from tests.integration.tiny_corpus import read_rows, run, write_corpus
 
@@ -21,5 +22,7 @@ def test_other_workers_logs_and_spellings_of_the_root_go_on_with_the_run(tmp_pat
     assert (folder / "pretrain/model/params.safetensors").read_bytes() == before
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert stored["pretrain"]["batches"]["workers"] == 1
+    monkeypatch.setattr(stages, "initial_front_end", None)  # a stage with a checkpoint needs none
+    assert run(folder, *data, "--data.root", "corpus") == 0
     with pytest.raises(UserError, match="holds another run .*seed: 0 → 1"):
         run(folder, *data, "--seed", 1)

@@ -2,8 +2,12 @@
 
 import json
 
+import numpy as np
+
 from c2ser_jax.config import CorpusConfig
-from c2ser_jax.corpus import make_folds, read_corpus
+from c2ser_jax.corpus import make_folds, read_corpus, sample_audio
+from c2ser_jax.data.manifest import Utterance
+from c2ser_jax.data.sources import FileSource
 from tests.tiny_models import voice, write_wav
 
 
@@ -34,3 +38,21 @@ def test_lists_go_on_without_a_broken_file_and_follow_the_seed(tmp_path):
     assert {u.id for u in first.test} == set(names[30:])
     assert {u.id for u in (*first.train, *first.dev)} == set(names[:30]) - {"3-a"}
     assert [u.id for u in first.dev] != [u.id for u in other.dev]
+
+
+def test_a_sample_of_audio_is_bounded_seeded_and_without_bad_files(tmp_path):
+    rows = []
+    for i in range(6):
+        write_wav(tmp_path / f"{i}.wav", voice(1.0 + 0.1 * i, i))
+        rows.append(Utterance(str(i), str(tmp_path / f"{i}.wav")))
+    (tmp_path / "2.wav").write_bytes(b"")
+    source = FileSource(rows)
+    whole = sample_audio(source, 60.0, seed=0)
+    assert [len(audio) for audio in whole] == [16000, 17600, 20800, 22400, 24000]
+    for audio, i in zip(whole, (0, 1, 3, 4, 5), strict=True):
+        np.testing.assert_array_equal(audio, source.load(i)[0])
+    parts = [sample_audio(source, 3.0, seed=seed) for seed in range(5)]
+    assert all(sum(map(len, part)) == 48000 for part in parts)
+    assert len({tuple(map(len, part)) for part in parts}) > 1
+    again = sample_audio(source, 3.0, seed=3)
+    assert all(np.array_equal(a, b) for a, b in zip(again, parts[3], strict=True))
