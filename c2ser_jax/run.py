@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from c2ser_jax.bad_files import add_bad_files
 from c2ser_jax.config import RunConfig
 from c2ser_jax.corpus import corpus_labels, make_folds, name_classes, read_corpus
 from c2ser_jax.data.scanning import listing
@@ -59,8 +60,7 @@ def _execute(
     if bad:
         say(f"left out {len(bad)} files (bad_files.jsonl):\n{listing(bad)}")
         if is_main_process():
-            rows = [json.dumps(to_json(file), ensure_ascii=False) for file in bad]
-            write_text(workdir / "bad_files.jsonl", "\n".join(rows) + "\n")
+            add_bad_files(workdir, bad)
     scores: dict[str, list[FoldResult]] = {}
     lost: list[str] = []
     for fold in folds:

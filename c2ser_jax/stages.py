@@ -12,15 +12,22 @@ from typing import Any
 
 import numpy as np
 
+from c2ser_jax.bad_files import NAME, add_bad_files, found_by_all
 from c2ser_jax.config import ClassifyStage, PretrainStage, RunConfig
 from c2ser_jax.corpus import sample_audio, source_of
 from c2ser_jax.data.pipeline import DataConfig, TrainingData
+from c2ser_jax.data.scanning import listing
 from c2ser_jax.evaluation.plots import curves_picture
 from c2ser_jax.evaluation.probe_result import FoldResult
 from c2ser_jax.fold_run import FoldRun, alone, together
 from c2ser_jax.models.frontend_init import initial_front_end
 from c2ser_jax.overrides import to_json
-from c2ser_jax.parallel.distributed import data_share, from_main_process, to_host
+from c2ser_jax.parallel.distributed import (
+    data_share,
+    from_main_process,
+    is_main_process,
+    to_host,
+)
 from c2ser_jax.parallel.rules import batch_parts
 from c2ser_jax.scoring import score_model, score_probe
 from c2ser_jax.tasks.classify import Classify
@@ -106,7 +113,7 @@ def _train(context: FoldRun, name: str, encoder: Params | None) -> Params:
     )
     for bad in data.bad:
         context.say(f"{name}: left out {bad.id}: {bad.detail}")
-    task = _task(run, stage, context.labels, data)
+    task, scanned = _task(run, stage, context.labels, data), len(data.bad)
     result = fit(
         task,
         data,
@@ -124,11 +131,27 @@ def _train(context: FoldRun, name: str, encoder: Params | None) -> Params:
         },
         stop=context.stop,
     )
+    _tell_bad(context, name, data, scanned)
     if result.stopped_by_signal:
         raise Stopped
     params = to_host(_final_params(result.state, task.ema_paths))
     alone(context.stop, lambda: _write(context, name, stage, params, data))
     return params
+
+
+def _tell_bad(context: FoldRun, name: str, data: TrainingData, scanned: int) -> None:
+    """Lists the files that failed after the first `scanned` ones, while the stage trained.
+
+    Raises:
+      UserError: together they are too many.
+    """
+    bad = found_by_all(data.bad)
+    new = bad[scanned:]
+    if new:
+        context.say(f"{name}: {len(new)} files failed while it trained ({NAME}):\n{listing(new)}")
+        if is_main_process():
+            add_bad_files(context.shared, new)
+    data.check_bad(bad)
 
 
 def _write(
