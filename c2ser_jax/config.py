@@ -40,8 +40,9 @@ class CorpusConfig:
     """Folder of the corpus, or the folder that relative paths of the manifest start from."""
     manifest: str = ""
     """For `manifest`: the list of utterances."""
-    protocol: Literal["speakers", "loso", "lists"] = "speakers"
-    """`speakers`: one speaker-disjoint split; `loso`: leave one out; `lists`: EmoBox's folds."""
+    protocol: Literal["speakers", "loso", "lists", "all"] = "speakers"
+    """`speakers`: one speaker-disjoint split; `loso`: leave one out; `lists`: EmoBox's folds;
+    `all`: everything is training data, so nothing is scored."""
     lists: str = ""
     """For `lists`: the folder with fold_1, fold_2, … of EmoBox."""
     folds: tuple[str, ...] = ()
@@ -134,6 +135,18 @@ class RunConfig:
                 f"stages asks for {', '.join(missing)}, which this config file does not configure; "
                 f"it has {', '.join(self.configured_stages()) or 'no stage'}"
             )
+        if self.data.protocol == "all" and "probe" in self.configured_stages():
+            raise UserError(
+                "data.protocol is 'all', which leaves nothing to probe on; choose speakers, loso "
+                "or lists, or leave the probe out of stages"
+            )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a stage learns from labels, or is scored with them."""
+        stages = self.configured_stages()
+        contrasts = self.pretrain is not None and self.pretrain.task.category_weight > 0
+        return bool({"classify", "probe"} & set(stages)) or ("pretrain" in stages and contrasts)
 
     def configured_stages(self) -> tuple[StageName, ...]:
         """Names of the stages that this run executes, in order."""

@@ -49,13 +49,17 @@ def _every_utterance(cfg: CorpusConfig) -> Source:
     return FileSource(prepare_corpus(cfg.corpus, cfg.root).utterances)
 
 
-def corpus_labels(cfg: CorpusConfig, source: Source) -> list[str]:
-    """The label set in class order: the config's, or all labels of the corpus alphabetically."""
-    labels = list(cfg.labels) or label_set(u.label for u in source.utterances)
-    if not labels:
+def corpus_labels(run: RunConfig, source: Source) -> list[str]:
+    """The label set in class order: the config's, or all labels of the corpus alphabetically.
+
+    Raises:
+      UserError: there is none, and a stage needs one.
+    """
+    labels = list(run.data.labels) or label_set(u.label for u in source.utterances)
+    if run.needs_labels and not labels:
         raise UserError(
-            "no utterance of the corpus has a label, so nothing can be scored; give data.labels "
-            "to pretrain without labels"
+            "no utterance of the corpus has a label, and a stage of this run needs labels; to "
+            "pretrain without them, set --pretrain.task.category_weight 0 and --stages pretrain"
         )
     return labels
 
@@ -77,6 +81,8 @@ def make_folds(
         folds = splits.emobox_folds(
             utterances, cfg.lists, seed=seed, unusable=[file.id for file in bad]
         )
+    elif cfg.protocol == "all":
+        folds = [splits.Fold("all", utterances, [], [])]
     else:
         folds = [
             splits.speaker_disjoint_split(

@@ -8,6 +8,7 @@ from c2ser_jax.bad_files import add_bad_files
 from c2ser_jax.config import RunConfig
 from c2ser_jax.corpus import corpus_labels, make_folds, name_classes, read_corpus
 from c2ser_jax.data.scanning import listing
+from c2ser_jax.data.splits import Fold
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.probe_result import FoldResult, ProbeResult, gather_folds
 from c2ser_jax.evaluation.report import write_text
@@ -26,6 +27,8 @@ def execute(
     run: RunConfig, workdir: Path, *, progress: bool | None = None, say: Say = print
 ) -> dict[str, ProbeResult] | None:
     """Runs all folds; returns the scores by stage, or None when a signal stopped the run.
+
+    Without test data (`data.protocol all`) nothing is scored.
 
     Writes `config.json`, `bad_files.jsonl` when there are such, per fold what `stages` says
     (without a folder level when there is one fold), and per scored stage `metrics.json`,
@@ -53,9 +56,10 @@ def _execute(
 ) -> dict[str, ProbeResult]:
     mesh = make_mesh(run.mesh)
     source, bad = together(stop, lambda: read_corpus(run.data))
-    labels = corpus_labels(run.data, source)
+    labels = corpus_labels(run, source)
     folds = make_folds(run.data, source, run.seed, bad)
     folds = [name_classes(run, fold, labels) for fold in folds]
+    _check_test_data(run, folds)
     _record(run, workdir)
     if bad:
         say(f"left out {len(bad)} files (bad_files.jsonl):\n{listing(bad)}")
@@ -75,8 +79,22 @@ def _execute(
             )
     results = {stage: _report(run, stage, found, labels, lost, workdir, say)
                for stage, found in scores.items()}  # fmt: skip
+    models = sorted([*workdir.glob("*/model"), *workdir.glob("*/*/model")])
+    if not results and models:
+        say(f"nothing was scored; the model is in {', '.join(map(str, models))}")
     say(f"everything is in {workdir}")
     return results
+
+
+def _check_test_data(run: RunConfig, folds: list[Fold]) -> None:
+    if run.data.protocol == "all" or not {"classify", "probe"} & set(run.configured_stages()):
+        return
+    for fold in folds:
+        if not any(u.label for u in fold.test):
+            raise UserError(
+                f"{fold.name} has no test utterance with a label, so nothing could be scored; hold "
+                "out labelled ones, or train a classifier on everything with --data.protocol all"
+            )
 
 
 def _report(

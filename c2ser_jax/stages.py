@@ -68,7 +68,7 @@ def run_fold(context: FoldRun) -> dict[str, FoldResult]:
             found = alone(stop, lambda: score_probe(context))
         else:
             encoder = _train(context, name, encoder)["encoder"]
-            if name == "classify":
+            if name == "classify" and context.fold.test:
                 directory = context.workdir / name / "model"
                 found = alone(stop, functools.partial(score_model, context, directory))
         if found is not None:

@@ -40,6 +40,6 @@ def test_two_processes_train_one_scores_and_both_end_well(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("UA") == 2 and done.stdout.count("everything is in") == 1
+    assert done.stdout.count("everything is in") == 1
     assert [row["step"] for row in read_rows(tmp_path / "pretrain/metrics.jsonl")] == [1, 2]
     assert read_rows(tmp_path / "probe/predictions.jsonl")
