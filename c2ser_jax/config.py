@@ -54,7 +54,8 @@ class CorpusConfig:
     test_speakers: tuple[str, ...] = ()
     """For `speakers`: those held out, by name, whatever the seed; empty: `test_share` of them."""
     development: bool = True
-    """Keep development utterances (another training speaker's) out of training."""
+    """Keep development utterances (another training speaker's) out of training, in runs with a
+    stage that uses them: the probe, or one with `loop.evaluate_every`."""
     scan: Literal["decode", "header"] = "decode"
     """`decode` reads every file at the start and finds all bad ones; `header` trusts headers."""
     cache: bool = False
@@ -140,6 +141,22 @@ class RunConfig:
                 "data.protocol is 'all', which leaves nothing to probe on; choose speakers, loso "
                 "or lists, or leave the probe out of stages"
             )
+
+        if self._evaluates() and (self.data.protocol == "all" or not self.data.development):
+            raise UserError(
+                "loop.evaluate_every asks for losses on development data, and this run keeps none; "
+                "set data.development True with another data.protocol than all, or evaluate_every "
+                "None"
+            )
+
+    @property
+    def uses_development(self) -> bool:
+        """Whether a stage looks at development data; without one they are training data."""
+        return "probe" in self.configured_stages() or self._evaluates()
+
+    def _evaluates(self) -> bool:
+        stages = [getattr(self, name) for name in self.configured_stages() if name != "probe"]
+        return any(stage.loop.evaluate_every for stage in stages)
 
     @property
     def needs_labels(self) -> bool:

@@ -90,7 +90,7 @@ def make_folds(
             )
         ]
     if not cfg.development:
-        folds = [splits.Fold(f.name, [*f.train, *f.dev], [], f.test) for f in folds]
+        folds = [fold.without_dev() for fold in folds]
     if not cfg.folds:
         return folds
     by_name = {fold.name: fold for fold in folds}

@@ -58,6 +58,8 @@ def _execute(
     source, bad = together(stop, lambda: read_corpus(run.data))
     labels = corpus_labels(run, source)
     folds = make_folds(run.data, source, run.seed, bad)
+    if not run.uses_development:
+        folds = [fold.without_dev() for fold in folds]
     folds = [name_classes(run, fold, labels) for fold in folds]
     _check_test_data(run, folds)
     _record(run, workdir)

@@ -15,6 +15,8 @@ import numpy as np
 from c2ser_jax.bad_files import NAME, add_bad_files, found_by_all
 from c2ser_jax.config import ClassifyStage, PretrainStage, RunConfig
 from c2ser_jax.corpus import sample_audio, source_of
+from c2ser_jax.data.augmentation import AugmentConfig
+from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.pipeline import DataConfig, TrainingData
 from c2ser_jax.data.scanning import listing
 from c2ser_jax.evaluation.plots import curves_picture
@@ -32,7 +34,6 @@ from c2ser_jax.parallel.rules import batch_parts
 from c2ser_jax.scoring import score_model, score_probe
 from c2ser_jax.tasks.classify import Classify
 from c2ser_jax.tasks.pretrain import Pretrain
-from c2ser_jax.tasks.task import merge_params
 from c2ser_jax.training.checkpoint import (
     ModelDescription,
     flatten,
@@ -43,8 +44,10 @@ from c2ser_jax.training.checkpoint import (
     read_trained_on,
     write_model,
 )
+from c2ser_jax.training.development import development_loss
 from c2ser_jax.training.loop import fit
 from c2ser_jax.training.preemption import Stopped
+from c2ser_jax.training.state import final_params
 
 Params = Mapping[str, Any]
 STEM_MINUTES = 60  # of training audio, at most, for fitting a stem
@@ -108,12 +111,13 @@ def _train(context: FoldRun, name: str, encoder: Params | None) -> Params:
     run, folder = context.run, context.workdir / name
     stage = run.pretrain if name == "pretrain" else run.classify
     assert stage is not None
-    data = together(
-        context.stop, lambda: _training_data(context, stage.batches, stage.loop.microbatches)
-    )
+    data, held = together(context.stop, lambda: _stage_data(context, stage))
     for bad in data.bad:
         context.say(f"{name}: left out {bad.id}: {bad.detail}")
     task, scanned = _task(run, stage, context.labels, data), len(data.bad)
+    evaluate = None
+    if held is not None:
+        evaluate = development_loss(task, held.evaluation_batches, mesh=context.mesh, seed=run.seed)
     result = fit(
         task,
         data,
@@ -129,12 +133,13 @@ def _train(context: FoldRun, name: str, encoder: Params | None) -> Params:
             "fold": context.fold.name,
             "labels": context.labels,
         },
+        evaluate=evaluate,
         stop=context.stop,
     )
     _tell_bad(context, name, data, scanned)
     if result.stopped_by_signal:
         raise Stopped
-    params = to_host(_final_params(result.state, task.ema_paths))
+    params = to_host(final_params(result.state, task.ema_paths))
     alone(context.stop, lambda: _write(context, name, stage, params, data))
     return params
 
@@ -187,14 +192,6 @@ def _pretraining(stage: PretrainStage | ClassifyStage) -> dict[str, Any]:
     return {"pretraining": to_json(stage.task.data2vec)} if isinstance(stage, PretrainStage) else {}
 
 
-def _final_params(state: Any, teacher_paths: str | None) -> Params:
-    """What the stage leaves: averaged parameters where an average (not a teacher) was kept."""
-    params = merge_params(state.trainable, state.frozen)
-    if state.ema is None or teacher_paths is not None:
-        return params
-    return nest({**flatten(params), **flatten(state.ema)})
-
-
 def _task(run: RunConfig, stage: Any, labels: list[str], data: TrainingData) -> Any:
     if isinstance(stage, PretrainStage):
         return Pretrain(stage.task, run.encoder)
@@ -202,17 +199,28 @@ def _task(run: RunConfig, stage: Any, labels: list[str], data: TrainingData) -> 
     return Classify(stage.task, run.encoder, labels, counts)
 
 
-def _training_data(context: FoldRun, cfg: DataConfig, microbatches: int) -> TrainingData:
+def _stage_data(
+    context: FoldRun, stage: PretrainStage | ClassifyStage
+) -> tuple[TrainingData, TrainingData | None]:
+    """The stage's training data, and development data where it evaluates on them."""
+    cfg, fold = stage.batches, context.fold
     index, count = data_share(context.mesh)
-    rows = math.lcm(cfg.row_multiple, batch_parts(context.mesh) * microbatches)
-    return TrainingData(
-        source_of(context.source, context.fold.train),
-        context.labels,
-        dataclasses.replace(cfg, row_multiple=rows),
-        seed=context.run.seed,
-        process_index=index,
-        process_count=count,
-    )
+    rows = math.lcm(cfg.row_multiple, batch_parts(context.mesh) * stage.loop.microbatches)
+
+    def data(utterances: list[Utterance], cfg: DataConfig) -> TrainingData:
+        return TrainingData(
+            source_of(context.source, utterances),
+            context.labels,
+            dataclasses.replace(cfg, row_multiple=rows),
+            seed=context.run.seed,
+            process_index=index,
+            process_count=count,
+        )
+
+    if not stage.loop.evaluate_every or not fold.dev:
+        return data(fold.train, cfg), None
+    plain = dataclasses.replace(cfg, sampling="shuffle", label_share=None, augment=AugmentConfig())
+    return data(fold.train, cfg), data(fold.dev, plain)
 
 
 def _trained_on(data: TrainingData, initial: str) -> list[dict[str, Any]]:

@@ -25,6 +25,10 @@ class Fold:
     dev: list[Utterance]
     test: list[Utterance]
 
+    def without_dev(self) -> "Fold":
+        """The fold with its development utterances in training."""
+        return Fold(self.name, [*self.train, *self.dev], [], self.test)
+
 
 def leave_one_speaker_out(utterances: Sequence[Utterance], *, seed: int = 0) -> list[Fold]:
     """One fold per speaker, sorted: that speaker is test, another one is dev, the rest train.

@@ -55,7 +55,7 @@ class LoopConfig:
     save_every: int = 500
     keep_last: int = 2
     keep_every: int | None = None
-    evaluate_every: int | None = None
+    evaluate_every: int | None = None  # log the losses on development data, too
     trainable: str = ".*"
     ema_decay: float = 0.0  # 0: no average
     ema_end_decay: float | None = None  # None: constant
