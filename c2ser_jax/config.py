@@ -63,6 +63,8 @@ class CorpusConfig:
     allow_silent: bool = False
     max_bad_share: float = 0.1
     """The run stops with the list when more than this share of the files cannot be used."""
+    allow_leakage: bool = False
+    """Score test data even when the `initial` model was trained on some of them."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self):

@@ -3,16 +3,38 @@
 from pathlib import Path
 
 from c2ser_jax import inference
+from c2ser_jax.corpus import source_of
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.splits import Fold
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.metrics import classification_metrics
 from c2ser_jax.evaluation.probe_result import FoldResult
 from c2ser_jax.evaluation.protocols import run_probe
+from c2ser_jax.evaluation.runner import check_leakage
 from c2ser_jax.extraction.clips import Failure, clips_of
 from c2ser_jax.extraction.features import extract_features
 from c2ser_jax.extraction.store import ERRORS, FeatureStore, read_rows
 from c2ser_jax.fold_run import FoldRun
+from c2ser_jax.training.checkpoint import read_trained_on
+
+
+def check_initial(context: FoldRun) -> None:
+    """Compares the fold's test data with what the run's `initial` model was trained on.
+
+    Raises:
+      UserError: it was trained on some of them, and `data.allow_leakage` is False.
+    """
+    run, fold = context.run, context.fold
+    scored = {"classify", "probe"} & set(run.configured_stages())
+    if not run.initial or not scored or not fold.test or run.data.allow_leakage:
+        return
+    test = source_of(context.source, fold.test)
+    try:
+        found = check_leakage(read_trained_on(run.initial), test)
+    except UserError as error:
+        sentence = str(error).replace("--allow-leakage", "--data.allow_leakage True")
+        raise UserError(f"{fold.name}: {sentence}") from None
+    context.say(f"{fold.name}: leakage {found}")
 
 
 def score_model(context: FoldRun, directory: Path) -> FoldResult:

@@ -31,7 +31,7 @@ from c2ser_jax.parallel.distributed import (
     to_host,
 )
 from c2ser_jax.parallel.rules import batch_parts
-from c2ser_jax.scoring import score_model, score_probe
+from c2ser_jax.scoring import check_initial, score_model, score_probe
 from c2ser_jax.tasks.classify import Classify
 from c2ser_jax.tasks.pretrain import Pretrain
 from c2ser_jax.training.checkpoint import (
@@ -63,6 +63,7 @@ def run_fold(context: FoldRun) -> dict[str, FoldResult]:
       Stopped: a signal came; UserError: as the stages say.
     """
     run, stop = context.run, context.stop
+    alone(stop, lambda: check_initial(context))
     encoder = _first_encoder(context)
     scores: dict[str, FoldResult] = {}
     for name in run.configured_stages():
