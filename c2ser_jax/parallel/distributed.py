@@ -26,9 +26,9 @@ def initialize_from_environment(
     """Joins the other processes of the run; call it before anything touches a device.
 
     Arguments win over C2SER_COORDINATOR ("host:port"), C2SER_PROCESSES and C2SER_PROCESS_ID. With
-    none of them, a job of several SLURM tasks and a multi-host TPU are recognised by JAX itself;
-    otherwise the run is a single process. Returns whether there are several. Errors: UserError when
-    only some of the three are given or are no numbers.
+    none of them, a job of several SLURM tasks (one per GPU) and a multi-host TPU are recognised by
+    JAX itself; otherwise the run is a single process. Returns whether there are several. Errors:
+    UserError when only some of the three are given or are no numbers.
     """
     # JAX's own handler would swallow SIGTERM; training notes it itself (training/preemption.py).
     jax.config.update("jax_enable_preemption_service", False)
@@ -58,7 +58,8 @@ def initialize_from_environment(
         raise UserError(f"{VARIABLES[2]} is {mine}, it must be from 0 to {total - 1}")
     if total == 1:
         return False
-    jax.distributed.initialize(str(address), total, mine)
+    # Whatever SLURM's variables say is not about these processes, their GPUs least of all.
+    jax.distributed.initialize(str(address), total, mine, cluster_detection_method="deactivate")
     return True
 
 
