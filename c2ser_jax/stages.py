@@ -4,10 +4,10 @@ Layout of a fold's folder: `<stage>/metrics.jsonl`, `<stage>/checkpoints/`, `<st
 `c2ser_jax.load` takes), `<stage>/curves.png`; the probe keeps the features it scored.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,10 +119,11 @@ def _train(context: FoldRun, name: str, encoder: Params | None) -> Params:
     evaluate = None
     if held is not None:
         evaluate = development_loss(task, held.evaluation_batches, mesh=context.mesh, seed=run.seed)
+    loop = stage.loop
     result = fit(
         task,
         data,
-        cfg=dataclasses.replace(stage.loop, progress=context.progress),
+        cfg=loop if context.progress is None else replace(loop, progress=context.progress),
         optimizer_cfg=stage.optimizer,
         mesh=context.mesh,
         seed=run.seed,
@@ -212,7 +213,7 @@ def _stage_data(
         return TrainingData(
             source_of(context.source, utterances),
             context.labels,
-            dataclasses.replace(cfg, row_multiple=rows),
+            replace(cfg, row_multiple=rows),
             seed=context.run.seed,
             process_index=index,
             process_count=count,
@@ -220,7 +221,7 @@ def _stage_data(
 
     if not stage.loop.evaluate_every or not fold.dev:
         return data(fold.train, cfg), None
-    plain = dataclasses.replace(cfg, sampling="shuffle", label_share=None, augment=AugmentConfig())
+    plain = replace(cfg, sampling="shuffle", label_share=None, augment=AugmentConfig())
     return data(fold.train, cfg), data(fold.dev, plain)
 
 
