@@ -40,6 +40,7 @@ from c2ser_jax.training.checkpoint import (
     has_checkpoint,
     leaves_of,
     nest,
+    read_description,
     read_params,
     read_trained_on,
     write_model,
@@ -171,6 +172,16 @@ def _write(
     """Writes what a finished stage leaves: its model directory and its curves."""
     run, folder = context.run, context.workdir / name
     kind = "emotion2vec_pretraining" if name == "pretrain" else "emotion2vec_classifier"
+    origin = {
+        "trained_by": "c2ser_jax.train",
+        "run": run.name,
+        "stage": name,
+        "fold": context.fold.name,
+        "initial": run.initial,
+        "data_fingerprint": data.fingerprint,
+        "seed": run.seed,
+    }
+    given = read_description(run.initial) if run.initial else None
     write_model(
         folder / "model",
         ModelDescription(
@@ -178,14 +189,13 @@ def _write(
             model=to_json(run.encoder),
             labels=context.labels if name == "classify" else None,
             extra=_pretraining(stage),
-            origin={"trained_by": "c2ser_jax.train", "run": run.name, "stage": name,
-                    "fold": context.fold.name, "initial": run.initial,
-                    "data_fingerprint": data.fingerprint, "seed": run.seed},
+            origin=origin if given is None else {**origin, "initial_origin": given.origin},
+            licence=None if given is None else given.licence,
         ),
         leaves_of(params),
         trained_on=_trained_on(data, run.initial),
         replace=True,
-    )  # fmt: skip
+    )
     curves_picture(folder / "metrics.jsonl", folder / "curves.png", title=f"{run.name}: {name}")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from c2ser_jax import stages, train
+from c2ser_jax.training.checkpoint import ModelDescription, leaves_of, read_description, write_model
 from c2ser_jax.training.loop import FitResult
 from c2ser_jax.training.state import TrainState
 from tests.integration.tiny_corpus import CONFIG
@@ -36,3 +37,18 @@ def test_the_command_and_the_config_both_turn_the_progress_bar_off(loops, tmp_pa
     pretrain(tmp_path / "command", "--no-progress")
     pretrain(tmp_path / "neither")
     assert [cfg.progress for cfg in loops] == [False, False, None]
+
+
+def test_a_model_keeps_licence_and_origin_of_the_one_it_started_from(loops, tmp_path):
+    given = ModelDescription(
+        "emotion2vec", {}, origin={"source": "model.pt"}, licence="CC-BY-NC-4.0"
+    )
+    params = {"encoder": {"kernel": np.ones(3, np.float32)}}
+    write_model(tmp_path / "given", given, leaves_of(params))
+    pretrain(tmp_path / "run", "--initial", str(tmp_path / "given"))
+    pretrain(tmp_path / "own")
+    trained = read_description(tmp_path / "run/pretrain/model")
+    assert trained.licence == "CC-BY-NC-4.0"
+    assert trained.origin["initial_origin"] == {"source": "model.pt"}
+    own = read_description(tmp_path / "own/pretrain/model")
+    assert own.licence is None and "initial_origin" not in own.origin
