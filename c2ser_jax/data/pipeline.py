@@ -57,16 +57,16 @@ class DataConfig:
     def __post_init__(self):
         for name in ("max_seconds", "batch_seconds", "buckets", "row_multiple", "threads"):
             if not getattr(self, name) > 0:
-                raise UserError(f"data.{name} must be above 0, got {getattr(self, name)}")
+                raise UserError(f"batches.{name} must be above 0, got {getattr(self, name)}")
         if self.workers < 0:
-            raise UserError(f"data.workers must not be negative, got {self.workers}")
+            raise UserError(f"batches.workers must not be negative, got {self.workers}")
         for name in ("max_bad_share", "label_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise UserError(f"data.{name} is a share from 0 to 1, got {value}")
+                raise UserError(f"batches.{name} is a share from 0 to 1, got {value}")
         edges = self.bucket_seconds
         if edges is not None and (not edges or list(edges) != sorted(set(edges)) or edges[0] <= 0):
-            raise UserError(f"data.bucket_seconds must be ascending lengths, got {edges}")
+            raise UserError(f"batches.bucket_seconds must be ascending lengths, got {edges}")
 
 
 class TrainingData:
@@ -91,7 +91,7 @@ class TrainingData:
     ):
         if cfg.row_multiple % process_count:
             raise UserError(
-                f"data.row_multiple {cfg.row_multiple} must be a multiple of the number of "
+                f"batches.row_multiple {cfg.row_multiple} must be a multiple of the number of "
                 f"processes, {process_count}"
             )
         self.cfg, self.seed = cfg, seed

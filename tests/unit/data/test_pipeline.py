@@ -247,7 +247,7 @@ def test_labels_outside_of_the_classes_are_refused_or_unlabelled():
     ],
 )
 def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(UserError, match=f"data.{next(iter(wrong))}"):
+    with pytest.raises(UserError, match=rf"batches\.{next(iter(wrong))}"):
         DataConfig(**wrong)
 
 
