@@ -40,8 +40,9 @@ class CorpusConfig:
     """Folder of the corpus, or the folder that relative paths of the manifest start from."""
     manifest: str = ""
     """For `manifest`: the list of utterances."""
-    protocol: Literal["speakers", "loso", "lists"] = "speakers"
-    """`speakers`: one speaker-disjoint split; `loso`: leave one out; `lists`: EmoBox's folds."""
+    protocol: Literal["speakers", "loso", "lists", "all"] = "speakers"
+    """`speakers`: one speaker-disjoint split; `loso`: leave one out; `lists`: EmoBox's folds;
+    `all`: everything is training data, so nothing is scored."""
     lists: str = ""
     """For `lists`: the folder with fold_1, fold_2, … of EmoBox."""
     folds: tuple[str, ...] = ()
@@ -53,7 +54,8 @@ class CorpusConfig:
     test_speakers: tuple[str, ...] = ()
     """For `speakers`: those held out, by name, whatever the seed; empty: `test_share` of them."""
     development: bool = True
-    """Keep development utterances (another training speaker's) out of training."""
+    """Keep development utterances (another training speaker's) out of training, in runs with a
+    stage that uses them: the probe, or one with `loop.evaluate_every`."""
     scan: Literal["decode", "header"] = "decode"
     """`decode` reads every file at the start and finds all bad ones; `header` trusts headers."""
     cache: bool = False
@@ -61,6 +63,8 @@ class CorpusConfig:
     allow_silent: bool = False
     max_bad_share: float = 0.1
     """The run stops with the list when more than this share of the files cannot be used."""
+    allow_leakage: bool = False
+    """Score test data even when the `initial` model was trained on some of them."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def __post_init__(self):
@@ -134,6 +138,34 @@ class RunConfig:
                 f"stages asks for {', '.join(missing)}, which this config file does not configure; "
                 f"it has {', '.join(self.configured_stages()) or 'no stage'}"
             )
+        if self.data.protocol == "all" and "probe" in self.configured_stages():
+            raise UserError(
+                "data.protocol is 'all', which leaves nothing to probe on; choose speakers, loso "
+                "or lists, or leave the probe out of stages"
+            )
+
+        if self._evaluates() and (self.data.protocol == "all" or not self.data.development):
+            raise UserError(
+                "loop.evaluate_every asks for losses on development data, and this run keeps none; "
+                "set data.development True with another data.protocol than all, or evaluate_every "
+                "None"
+            )
+
+    @property
+    def uses_development(self) -> bool:
+        """Whether a stage looks at development data; without one they are training data."""
+        return "probe" in self.configured_stages() or self._evaluates()
+
+    def _evaluates(self) -> bool:
+        stages = [getattr(self, name) for name in self.configured_stages() if name != "probe"]
+        return any(stage.loop.evaluate_every for stage in stages)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a stage learns from labels, or is scored with them."""
+        stages = self.configured_stages()
+        contrasts = self.pretrain is not None and self.pretrain.task.category_weight > 0
+        return bool({"classify", "probe"} & set(stages)) or ("pretrain" in stages and contrasts)
 
     def configured_stages(self) -> tuple[StageName, ...]:
         """Names of the stages that this run executes, in order."""

@@ -1,11 +1,15 @@
 """From a run's `data` section to audio, labels and folds."""
 
+import dataclasses
 from collections.abc import Sequence
 
-from c2ser_jax.config import CorpusConfig
+import numpy as np
+
+from c2ser_jax.config import CorpusConfig, RunConfig
 from c2ser_jax.data import splits
+from c2ser_jax.data.audio import MIN_SAMPLES, SAMPLE_RATE, BadAudio
 from c2ser_jax.data.corpora.registry import prepare_corpus
-from c2ser_jax.data.labels import label_set
+from c2ser_jax.data.labels import label_set, map_labels
 from c2ser_jax.data.manifest import Utterance, read_manifest
 from c2ser_jax.data.scanning import BadFile, scan_source
 from c2ser_jax.data.sources import FileSource, MemorySource, Source, tfds_source
@@ -45,19 +49,27 @@ def _every_utterance(cfg: CorpusConfig) -> Source:
     return FileSource(prepare_corpus(cfg.corpus, cfg.root).utterances)
 
 
-def corpus_labels(cfg: CorpusConfig, source: Source) -> list[str]:
-    """The label set in class order: the config's, or all labels of the corpus alphabetically."""
-    labels = list(cfg.labels) or label_set(u.label for u in source.utterances)
-    if not labels:
+def corpus_labels(run: RunConfig, source: Source) -> list[str]:
+    """The label set in class order: the config's, or all labels of the corpus alphabetically.
+
+    Raises:
+      UserError: there is none, and a stage needs one.
+    """
+    labels = list(run.data.labels) or label_set(u.label for u in source.utterances)
+    if run.needs_labels and not labels:
         raise UserError(
-            "no utterance of the corpus has a label, so nothing can be scored; give data.labels "
-            "to pretrain without labels"
+            "no utterance of the corpus has a label, and a stage of this run needs labels; to "
+            "pretrain without them, set --pretrain.task.category_weight 0 and --stages pretrain"
         )
     return labels
 
 
-def make_folds(cfg: CorpusConfig, source: Source, seed: int) -> list[splits.Fold]:
+def make_folds(
+    cfg: CorpusConfig, source: Source, seed: int, bad: Sequence[BadFile] = ()
+) -> list[splits.Fold]:
     """The folds of the protocol, those that `data.folds` names ("speaker-03" or "03") or all.
+
+    Lists may name the `bad` files beside the usable utterances of `source`.
 
     Raises:
       UserError: speakers are unknown, lists are missing, or a named fold does not exist.
@@ -66,7 +78,11 @@ def make_folds(cfg: CorpusConfig, source: Source, seed: int) -> list[splits.Fold
     if cfg.protocol == "loso":
         folds = splits.leave_one_speaker_out(utterances, seed=seed)
     elif cfg.protocol == "lists":
-        folds = splits.emobox_folds(utterances, cfg.lists)
+        folds = splits.emobox_folds(
+            utterances, cfg.lists, seed=seed, unusable=[file.id for file in bad]
+        )
+    elif cfg.protocol == "all":
+        folds = [splits.Fold("all", utterances, [], [])]
     else:
         folds = [
             splits.speaker_disjoint_split(
@@ -74,7 +90,7 @@ def make_folds(cfg: CorpusConfig, source: Source, seed: int) -> list[splits.Fold
             )
         ]
     if not cfg.development:
-        folds = [splits.Fold(f.name, [*f.train, *f.dev], [], f.test) for f in folds]
+        folds = [fold.without_dev() for fold in folds]
     if not cfg.folds:
         return folds
     by_name = {fold.name: fold for fold in folds}
@@ -86,9 +102,56 @@ def make_folds(cfg: CorpusConfig, source: Source, seed: int) -> list[splits.Fold
     return [by_name[name] for name in cfg.folds]
 
 
+def name_classes(run: RunConfig, fold: splits.Fold, labels: Sequence[str]) -> splits.Fold:
+    """The fold with every label as the class that means it ("anger" as "angry").
+
+    A label that means no class becomes none where all training stages say so
+    (`batches.unknown_labels`), so that its row is neither a target nor scored.
+
+    Raises:
+      UserError: a label means no class, and a stage refuses such labels.
+    """
+    names = [name for name in run.configured_stages() if name != "probe"]
+    stages = [stage for name in names or ("pretrain", "classify") if (stage := getattr(run, name))]
+    loose = bool(stages) and all(s.batches.unknown_labels == "unlabelled" for s in stages)
+
+    def named(part: list[Utterance]) -> list[Utterance]:
+        found = map_labels(
+            [u.label for u in part],
+            labels,
+            corpora=[u.corpus for u in part],
+            ignore_unknown=loose,
+        )
+        classes = [*labels, None]  # -1 is unlabelled
+        return [
+            u if u.label == classes[i] else dataclasses.replace(u, label=classes[i])
+            for u, i in zip(part, found, strict=True)
+        ]
+
+    return splits.Fold(fold.name, named(fold.train), named(fold.dev), named(fold.test))
+
+
 def source_of(source: Source, utterances: Sequence[Utterance]) -> Source:
     """The part of a source that holds these utterances (with the labels given here)."""
     if isinstance(source, FileSource):
         return FileSource(utterances)
     places = {u.id: place for place, u in enumerate(source.utterances)}
     return MemorySource([(u, source.load(places[u.id])[0]) for u in utterances])
+
+
+def sample_audio(source: Source, seconds: float, *, seed: int) -> list[np.ndarray]:
+    """Up to `seconds` of a source's audio, float32[N] each, in its order; bad files are left out.
+
+    A source that holds more gives utterances drawn by the seed, the last of them cut off.
+    """
+    left = round(seconds * SAMPLE_RATE)
+    found: dict[int, np.ndarray] = {}
+    for place in np.random.default_rng(seed).permutation(len(source)).tolist():
+        if left < MIN_SAMPLES:
+            break
+        try:
+            found[place] = source.load_piece(place, 0, left)
+        except BadAudio:
+            continue
+        left -= len(found[place])
+    return [found[place] for place in sorted(found)]

@@ -109,8 +109,13 @@ def run_jobs(arguments: argparse.Namespace, overrides: list[str]) -> tuple[list[
             f"the run {run.name!r} trains no classifier to evaluate; the scores of its probe, if "
             f"it has one, are in {workdir / 'probe' / 'metrics.json'}"
         )
+    if run.data.protocol == "all":
+        raise UserError(
+            f"the run {run.name!r} trains on all its data (data.protocol all) and holds none to "
+            "evaluate on; give --checkpoint with a --manifest of other data"
+        )
     corpus, bad = read_corpus(run.data)
-    folds = make_folds(run.data, corpus, run.seed)
+    folds = make_folds(run.data, corpus, run.seed, bad)
     jobs = []
     for fold in folds:
         folder = workdir / fold.name

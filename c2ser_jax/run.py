@@ -4,16 +4,21 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from c2ser_jax.bad_files import add_bad_files
 from c2ser_jax.config import RunConfig
-from c2ser_jax.corpus import corpus_labels, make_folds, read_corpus
+from c2ser_jax.corpus import corpus_labels, make_folds, name_classes, read_corpus
 from c2ser_jax.data.scanning import listing
+from c2ser_jax.data.splits import Fold
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.probe_result import FoldResult, ProbeResult, gather_folds
 from c2ser_jax.evaluation.report import write_text
+from c2ser_jax.fold_run import FoldRun, together
 from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.distributed import is_main_process
 from c2ser_jax.parallel.mesh import make_mesh
-from c2ser_jax.stages import FoldRun, Stopped, run_fold
+from c2ser_jax.stages import run_fold
+from c2ser_jax.training.preemption import Stopped, StopSignal
+from c2ser_jax.training.resume import differences
 
 Say = Callable[[str], None]
 
@@ -22,6 +27,8 @@ def execute(
     run: RunConfig, workdir: Path, *, progress: bool | None = None, say: Say = print
 ) -> dict[str, ProbeResult] | None:
     """Runs all folds; returns the scores by stage, or None when a signal stopped the run.
+
+    Without test data (`data.protocol all`) nothing is scored.
 
     Writes `config.json`, `bad_files.jsonl` when there are such, per fold what `stages` says
     (without a folder level when there is one fold), and per scored stage `metrics.json`,
@@ -36,26 +43,37 @@ def execute(
         )
     if not is_main_process():
         say = _say_nothing
+    with StopSignal() as stop:
+        try:
+            return _execute(run, workdir, progress, say, stop)
+        except Stopped:
+            say("stopped by a signal; everything is saved and the same command goes on")
+            return None
+
+
+def _execute(
+    run: RunConfig, workdir: Path, progress: bool | None, say: Say, stop: StopSignal
+) -> dict[str, ProbeResult]:
     mesh = make_mesh(run.mesh)
-    source, bad = read_corpus(run.data)
-    labels = corpus_labels(run.data, source)
-    folds = make_folds(run.data, source, run.seed)
+    source, bad = together(stop, lambda: read_corpus(run.data))
+    labels = corpus_labels(run, source)
+    folds = make_folds(run.data, source, run.seed, bad)
+    if not run.uses_development:
+        folds = [fold.without_dev() for fold in folds]
+    folds = [name_classes(run, fold, labels) for fold in folds]
+    _check_test_data(run, folds)
     _record(run, workdir)
     if bad:
         say(f"left out {len(bad)} files (bad_files.jsonl):\n{listing(bad)}")
         if is_main_process():
-            rows = [json.dumps(to_json(file), ensure_ascii=False) for file in bad]
-            write_text(workdir / "bad_files.jsonl", "\n".join(rows) + "\n")
+            add_bad_files(workdir, bad)
     scores: dict[str, list[FoldResult]] = {}
     lost: list[str] = []
     for fold in folds:
         folder = workdir / fold.name if len(folds) > 1 else workdir
-        context = FoldRun(run, fold, source, labels, folder, workdir, mesh, progress, say, lost)
-        try:
-            found = run_fold(context)
-        except Stopped:
-            say("stopped by a signal; everything is saved and the same command goes on")
-            return None
+        found = run_fold(
+            FoldRun(run, fold, source, labels, folder, workdir, mesh, progress, say, lost, stop)
+        )
         for stage, result in found.items():
             scores.setdefault(stage, []).append(result)
             say(
@@ -63,8 +81,22 @@ def execute(
             )
     results = {stage: _report(run, stage, found, labels, lost, workdir, say)
                for stage, found in scores.items()}  # fmt: skip
+    models = sorted([*workdir.glob("*/model"), *workdir.glob("*/*/model")])
+    if not results and models:
+        say(f"nothing was scored; the model is in {', '.join(map(str, models))}")
     say(f"everything is in {workdir}")
     return results
+
+
+def _check_test_data(run: RunConfig, folds: list[Fold]) -> None:
+    if run.data.protocol == "all" or not {"classify", "probe"} & set(run.configured_stages()):
+        return
+    for fold in folds:
+        if not any(u.label for u in fold.test):
+            raise UserError(
+                f"{fold.name} has no test utterance with a label, so nothing could be scored; hold "
+                "out labelled ones, or train a classifier on everything with --data.protocol all"
+            )
 
 
 def _report(
@@ -85,21 +117,10 @@ def _say_nothing(line: str) -> None:
 def _record(run: RunConfig, workdir: Path) -> None:
     """Stores the resolved config, or refuses a folder that holds another run."""
     path, resolved = workdir / "config.json", json.loads(json.dumps(to_json(run)))
-    if path.exists():
-        before = json.loads(path.read_text("utf-8"))
-        if before != resolved:
-            raise UserError(
-                f"{workdir} holds a run with another {_difference(before, resolved)}; "
-                "give another --workdir, or the settings of that run to go on with it"
-            )
-    elif is_main_process():
+    if path.exists() and (different := differences(json.loads(path.read_text("utf-8")), resolved)):
+        raise UserError(
+            f"{workdir} holds another run ({different}); "
+            "give another --workdir, or the settings of that run to go on with it"
+        )
+    if is_main_process():
         write_text(path, json.dumps(resolved, indent=1, ensure_ascii=False) + "\n")
-
-
-def _difference(before: object, now: object, path: str = "") -> str:
-    """The first setting in which two stored configs differ: "a.b (1 there, 2 now)"."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in [*before, *now]:
-            if before.get(name) != now.get(name):
-                return _difference(before.get(name), now.get(name), f"{path}.{name}".strip("."))
-    return f"{path} ({before!r:.60} there, {now!r:.60} now)"

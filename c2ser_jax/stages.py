@@ -4,124 +4,127 @@ Layout of a fold's folder: `<stage>/metrics.jsonl`, `<stage>/checkpoints/`, `<st
 `c2ser_jax.load` takes), `<stage>/curves.png`; the probe keeps the features it scored.
 """
 
-import dataclasses
+import functools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
-from c2ser_jax import inference
+from c2ser_jax.bad_files import NAME, add_bad_files, found_by_all
 from c2ser_jax.config import ClassifyStage, PretrainStage, RunConfig
-from c2ser_jax.corpus import source_of
+from c2ser_jax.corpus import sample_audio, source_of
+from c2ser_jax.data.augmentation import AugmentConfig
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.pipeline import DataConfig, TrainingData
-from c2ser_jax.data.sources import Source
-from c2ser_jax.data.splits import Fold
-from c2ser_jax.errors import UserError
-from c2ser_jax.evaluation.metrics import classification_metrics
+from c2ser_jax.data.scanning import listing
 from c2ser_jax.evaluation.plots import curves_picture
 from c2ser_jax.evaluation.probe_result import FoldResult
-from c2ser_jax.evaluation.protocols import run_probe
-from c2ser_jax.extraction.clips import Failure, clips_of
-from c2ser_jax.extraction.features import extract_features
-from c2ser_jax.extraction.store import ERRORS, FeatureStore, read_rows
+from c2ser_jax.fold_run import FoldRun, alone, together
 from c2ser_jax.models.frontend_init import initial_front_end
 from c2ser_jax.overrides import to_json
-from c2ser_jax.parallel.distributed import data_share, is_main_process, to_host, wait_for_others
+from c2ser_jax.parallel.distributed import (
+    data_share,
+    from_main_process,
+    is_main_process,
+    to_host,
+)
 from c2ser_jax.parallel.rules import batch_parts
+from c2ser_jax.scoring import check_initial, score_model, score_probe
 from c2ser_jax.tasks.classify import Classify
 from c2ser_jax.tasks.pretrain import Pretrain
-from c2ser_jax.tasks.task import merge_params
 from c2ser_jax.training.checkpoint import (
     ModelDescription,
     flatten,
+    has_checkpoint,
     leaves_of,
     nest,
+    read_description,
     read_params,
     read_trained_on,
     write_model,
 )
+from c2ser_jax.training.development import development_loss
 from c2ser_jax.training.loop import fit
+from c2ser_jax.training.preemption import Stopped
+from c2ser_jax.training.state import final_params
 
 Params = Mapping[str, Any]
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; everything is saved and the same command goes on."""
-
-
-@dataclass(frozen=True)
-class FoldRun:
-    """What the stages of one fold share."""
-
-    run: RunConfig
-    fold: Fold
-    source: Source
-    labels: list[str]
-    workdir: Path
-    shared: Path
-    """Folder for what the folds have in common."""
-    mesh: Mesh
-    progress: bool | None
-    say: Callable[[str], None]
-    lost: list[str]
-    """Ids of test or probe utterances that turned out to be unusable; stages add to it."""
+STEM_MINUTES = 60  # of training audio, at most, for fitting a stem
 
 
 def run_fold(context: FoldRun) -> dict[str, FoldResult]:
     """Runs the fold's stages; returns the scores on its test utterances by stage.
 
-    All processes of a run train; the main one alone scores, the others return nothing.
+    All processes of a run train; the main one alone scores while the others wait, and they return
+    nothing.
 
     Raises:
       Stopped: a signal came; UserError: as the stages say.
     """
-    run, encoder = context.run, _first_encoder(context)
+    run, stop = context.run, context.stop
+    alone(stop, lambda: check_initial(context))
+    encoder = _first_encoder(context)
     scores: dict[str, FoldResult] = {}
     for name in run.configured_stages():
+        found = None
         if name == "probe":
-            if is_main_process():
-                scores[name] = _probe(context)
-            continue
-        stage = run.pretrain if name == "pretrain" else run.classify
-        assert stage is not None
-        params = _train(context, name, stage, encoder)
-        encoder = params["encoder"]
-        if name == "classify" and is_main_process():
-            scores[name] = score_model(context, context.workdir / name / "model")
+            found = alone(stop, lambda: score_probe(context))
+        else:
+            encoder = _train(context, name, encoder)["encoder"]
+            if name == "classify" and context.fold.test:
+                directory = context.workdir / name / "model"
+                found = alone(stop, functools.partial(score_model, context, directory))
+        if found is not None:
+            scores[name] = found
     return scores
 
 
 def _first_encoder(context: FoldRun) -> Params | None:
-    """What the first stage starts from: a whole encoder, its stem alone, or None (as drawn)."""
+    """What the first stage starts from: a whole encoder, its stem alone, or None.
+
+    None: as drawn, or as the stage's checkpoint has it.
+    """
     run = context.run
+    first = run.configured_stages()[0]
+    if first == "probe":
+        return None
     if run.initial:
         return read_params(run.initial)["encoder"]
-    if run.front_end is None or run.configured_stages()[0] == "probe":
+    stem = alone(context.stop, lambda: _fitted_stem(context, first))
+    stem = nest(from_main_process(flatten(stem or {})))
+    return {"local_encoder": stem} if stem else None
+
+
+def _fitted_stem(context: FoldRun, first: str) -> Params | None:
+    """The stem fitted on a sample of the fold's training audio; None when none is wanted."""
+    run = context.run
+    if run.front_end is None or has_checkpoint(context.workdir / first / "checkpoints"):
         return None
     source = source_of(context.source, context.fold.train)
-    audio = [source.load(place)[0] for place in range(len(source))]
+    audio = sample_audio(source, STEM_MINUTES * 60, seed=run.seed)
     context.say(f"{context.fold.name}: fits the front end on {len(audio)} training utterances")
-    return {"local_encoder": initial_front_end(run.encoder, run.front_end, audio, seed=run.seed)}
+    return initial_front_end(run.encoder, run.front_end, audio, seed=run.seed)
 
 
-def _train(
-    context: FoldRun, name: str, stage: PretrainStage | ClassifyStage, encoder: Params | None
-) -> Params:
+def _train(context: FoldRun, name: str, encoder: Params | None) -> Params:
     """Trains one stage and writes its model directory; returns the parameters on the host."""
     run, folder = context.run, context.workdir / name
-    data = _training_data(context, stage.batches, stage.loop.microbatches)
+    stage = run.pretrain if name == "pretrain" else run.classify
+    assert stage is not None
+    data, held = together(context.stop, lambda: _stage_data(context, stage))
     for bad in data.bad:
         context.say(f"{name}: left out {bad.id}: {bad.detail}")
-    task = _task(run, stage, context.labels, data)
+    task, scanned = _task(run, stage, context.labels, data), len(data.bad)
+    evaluate = None
+    if held is not None:
+        evaluate = development_loss(task, held.evaluation_batches, mesh=context.mesh, seed=run.seed)
+    loop = stage.loop
     result = fit(
         task,
         data,
-        cfg=dataclasses.replace(stage.loop, progress=context.progress),
+        cfg=loop if context.progress is None else replace(loop, progress=context.progress),
         optimizer_cfg=stage.optimizer,
         mesh=context.mesh,
         seed=run.seed,
@@ -133,44 +136,72 @@ def _train(
             "fold": context.fold.name,
             "labels": context.labels,
         },
+        evaluate=evaluate,
+        stop=context.stop,
     )
+    _tell_bad(context, name, data, scanned)
     if result.stopped_by_signal:
         raise Stopped
-    state = result.state
-    params = to_host(_final_params(state, task.ema_paths))
-    if is_main_process():
-        kind = "emotion2vec_pretraining" if name == "pretrain" else "emotion2vec_classifier"
-        write_model(
-            folder / "model",
-            ModelDescription(
-                kind=kind,
-                model=to_json(run.encoder),
-                labels=context.labels if name == "classify" else None,
-                extra=_pretraining(stage),
-                origin={"trained_by": "c2ser_jax.train", "run": run.name, "stage": name,
-                        "fold": context.fold.name, "initial": run.initial,
-                        "data_fingerprint": data.fingerprint, "seed": run.seed},
-            ),
-            leaves_of(params),
-            trained_on=_trained_on(data, run.initial),
-            replace=True,
-        )  # fmt: skip
-        curves_picture(folder / "metrics.jsonl", folder / "curves.png", title=f"{run.name}: {name}")
-    wait_for_others(f"{context.fold.name} {name}")
+    params = to_host(final_params(result.state, task.ema_paths))
+    alone(context.stop, lambda: _write(context, name, stage, params, data))
     return params
+
+
+def _tell_bad(context: FoldRun, name: str, data: TrainingData, scanned: int) -> None:
+    """Lists the files that failed after the first `scanned` ones, while the stage trained.
+
+    Raises:
+      UserError: together they are too many.
+    """
+    bad = found_by_all(data.bad)
+    new = bad[scanned:]
+    if new:
+        context.say(f"{name}: {len(new)} files failed while it trained ({NAME}):\n{listing(new)}")
+        if is_main_process():
+            add_bad_files(context.shared, new)
+    data.check_bad(bad)
+
+
+def _write(
+    context: FoldRun,
+    name: str,
+    stage: PretrainStage | ClassifyStage,
+    params: Params,
+    data: TrainingData,
+) -> None:
+    """Writes what a finished stage leaves: its model directory and its curves."""
+    run, folder = context.run, context.workdir / name
+    kind = "emotion2vec_pretraining" if name == "pretrain" else "emotion2vec_classifier"
+    origin = {
+        "trained_by": "c2ser_jax.train",
+        "run": run.name,
+        "stage": name,
+        "fold": context.fold.name,
+        "initial": run.initial,
+        "data_fingerprint": data.fingerprint,
+        "seed": run.seed,
+    }
+    given = read_description(run.initial) if run.initial else None
+    write_model(
+        folder / "model",
+        ModelDescription(
+            kind=kind,
+            model=to_json(run.encoder),
+            labels=context.labels if name == "classify" else None,
+            extra=_pretraining(stage),
+            origin=origin if given is None else {**origin, "initial_origin": given.origin},
+            licence=None if given is None else given.licence,
+        ),
+        leaves_of(params),
+        trained_on=_trained_on(data, run.initial),
+        replace=True,
+    )
+    curves_picture(folder / "metrics.jsonl", folder / "curves.png", title=f"{run.name}: {name}")
 
 
 def _pretraining(stage: PretrainStage | ClassifyStage) -> dict[str, Any]:
     """What export needs to know of the decoder."""
     return {"pretraining": to_json(stage.task.data2vec)} if isinstance(stage, PretrainStage) else {}
-
-
-def _final_params(state: Any, teacher_paths: str | None) -> Params:
-    """What the stage leaves: averaged parameters where an average (not a teacher) was kept."""
-    params = merge_params(state.trainable, state.frozen)
-    if state.ema is None or teacher_paths is not None:
-        return params
-    return nest({**flatten(params), **flatten(state.ema)})
 
 
 def _task(run: RunConfig, stage: Any, labels: list[str], data: TrainingData) -> Any:
@@ -180,112 +211,31 @@ def _task(run: RunConfig, stage: Any, labels: list[str], data: TrainingData) -> 
     return Classify(stage.task, run.encoder, labels, counts)
 
 
-def _training_data(context: FoldRun, cfg: DataConfig, microbatches: int) -> TrainingData:
+def _stage_data(
+    context: FoldRun, stage: PretrainStage | ClassifyStage
+) -> tuple[TrainingData, TrainingData | None]:
+    """The stage's training data, and development data where it evaluates on them."""
+    cfg, fold = stage.batches, context.fold
     index, count = data_share(context.mesh)
-    rows = math.lcm(cfg.row_multiple, batch_parts(context.mesh) * microbatches)
-    return TrainingData(
-        source_of(context.source, context.fold.train),
-        context.labels,
-        dataclasses.replace(cfg, row_multiple=rows),
-        seed=context.run.seed,
-        process_index=index,
-        process_count=count,
-    )
+    rows = math.lcm(cfg.row_multiple, batch_parts(context.mesh) * stage.loop.microbatches)
+
+    def data(utterances: list[Utterance], cfg: DataConfig) -> TrainingData:
+        return TrainingData(
+            source_of(context.source, utterances),
+            context.labels,
+            replace(cfg, row_multiple=rows),
+            seed=context.run.seed,
+            process_index=index,
+            process_count=count,
+        )
+
+    if not stage.loop.evaluate_every or not fold.dev:
+        return data(fold.train, cfg), None
+    plain = replace(cfg, sampling="shuffle", label_share=None, augment=AugmentConfig())
+    return data(fold.train, cfg), data(fold.dev, plain)
 
 
 def _trained_on(data: TrainingData, initial: str) -> list[dict[str, Any]]:
     """Training rows of this stage and of the model it started from."""
     before = (read_trained_on(initial) or []) if initial else []
     return [*before, *data.trained_on()]
-
-
-def score_model(context: FoldRun, directory: Path) -> FoldResult:
-    """Scores a model directory on the fold's test utterances."""
-    model = inference.load(directory)
-    fold, rows = _labelled(context.fold), []
-    for place, result in model.stream(clips_of(context.source, fold.test)):
-        utterance = fold.test[place]
-        if isinstance(result, Failure):
-            _lose(context, utterance, result.message)
-            continue
-        rows.append(
-            {
-                "id": utterance.id,
-                "fold": fold.name,
-                "label": utterance.label,
-                "predicted": result.label,
-                "probabilities": result.probabilities,
-                "speaker": utterance.speaker,
-            }
-        )
-    rows.sort(key=lambda row: row["id"])
-    metrics = classification_metrics(
-        [row["label"] for row in rows], [row["predicted"] for row in rows], context.labels
-    )
-    heard = {u.speaker for u in [*fold.train, *fold.dev]} - {None}
-    voices = {u.speaker for u in fold.test} - {None}
-    return FoldResult(
-        name=fold.name,
-        sizes={"train": len(fold.train), "dev": len(fold.dev), "test": len(fold.test)},
-        chosen={},
-        grid=[],
-        metrics=metrics,
-        rows=rows,
-        shared_speakers=len(heard & voices),
-        speakers=len(voices),
-    )
-
-
-def _probe(context: FoldRun) -> FoldResult:
-    """Trains the probe's grid on the fold's features, extracted with the encoder as it is now."""
-    run, fold = context.run, _labelled(context.fold)
-    assert run.probe is not None
-    folder = _extract(context, [*fold.train, *fold.dev, *fold.test])
-    result = run_probe(
-        folder, [fold], run.probe, classes=context.labels, seed=run.seed, allow_missing=True
-    )
-    return result.folds[0]
-
-
-def _extract(context: FoldRun, utterances: list[Utterance]) -> Path:
-    """The folder of frame features of all `utterances` that can be used; computes missing ones.
-
-    An encoder that no fold trains keeps one folder for all folds.
-    """
-    directory = _encoder_directory(context)
-    trained = directory.is_relative_to(context.workdir)
-    folder = (context.workdir / "probe" if trained else context.shared) / "features"
-    settings = {"checkpoint": inference.fingerprint(directory), "granularity": "frame"}
-    with FeatureStore(folder, settings, resume=True) as store:
-        clips = clips_of(context.source, utterances)
-        todo = [clip for clip in clips if not store.finished(clip.id, clip.path)]
-        if todo:
-            extract_features(inference.load(directory).engine, todo, store, granularity="frame")
-    named = {utterance.id: utterance for utterance in utterances}
-    for row in read_rows(folder / ERRORS):
-        _lose(context, named[row["id"]], row["message"])
-    return folder
-
-
-def _lose(context: FoldRun, utterance: Utterance, message: str) -> None:
-    context.say(f"{context.fold.name}: left out {utterance.id}: {message}")
-    context.lost.append(utterance.id)
-
-
-def _labelled(fold: Fold) -> Fold:
-    def known(part: list[Utterance]) -> list[Utterance]:
-        return [u for u in part if u.label is not None]
-
-    return Fold(fold.name, known(fold.train), known(fold.dev), known(fold.test))
-
-
-def _encoder_directory(context: FoldRun) -> Path:
-    for name in ("classify", "pretrain"):
-        directory = context.workdir / name / "model"
-        if name in context.run.configured_stages() and directory.exists():
-            return directory
-    if context.run.initial:
-        return Path(context.run.initial)
-    raise UserError(
-        "the probe has no encoder: configure a pretrain or classify stage, or give --initial DIR"
-    )

@@ -16,7 +16,7 @@ from c2ser_jax.data.batching import BatchPlan, bucket_edges, bucket_rows, evalua
 from c2ser_jax.data.labels import map_labels
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.prefetch import Prefetched
-from c2ser_jax.data.scanning import BadFile, scan_source
+from c2ser_jax.data.scanning import BadFile, listing, scan_source
 from c2ser_jax.data.sources import Source
 from c2ser_jax.errors import UserError
 
@@ -31,9 +31,10 @@ class DataConfig:
     chosen to pad the least, unless `bucket_seconds` names them. A batch holds about
     `batch_seconds` of audio, in multiples of `row_multiple` rows (over all processes).
     `scan`: "decode" reads every file once at the start (finds all bad ones, knows checksums);
-    "header" trusts headers and turns what later fails into empty rows. `cache` keeps decoded
-    audio in memory. `sampling`: "stratified" spreads the classes evenly over the epoch,
-    "balanced" repeats small classes; `label_share` is the labelled share of each epoch.
+    "header" trusts headers and turns what later fails into empty rows, until more than
+    `max_bad_share` of the files have failed. `cache` keeps decoded audio in memory. `sampling`:
+    "stratified" spreads the classes evenly over the epoch, "balanced" repeats small classes;
+    `label_share` is the labelled share of each epoch.
     """
 
     max_seconds: float = 20.0
@@ -56,16 +57,16 @@ class DataConfig:
     def __post_init__(self):
         for name in ("max_seconds", "batch_seconds", "buckets", "row_multiple", "threads"):
             if not getattr(self, name) > 0:
-                raise UserError(f"data.{name} must be above 0, got {getattr(self, name)}")
+                raise UserError(f"batches.{name} must be above 0, got {getattr(self, name)}")
         if self.workers < 0:
-            raise UserError(f"data.workers must not be negative, got {self.workers}")
+            raise UserError(f"batches.workers must not be negative, got {self.workers}")
         for name in ("max_bad_share", "label_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise UserError(f"data.{name} is a share from 0 to 1, got {value}")
+                raise UserError(f"batches.{name} is a share from 0 to 1, got {value}")
         edges = self.bucket_seconds
         if edges is not None and (not edges or list(edges) != sorted(set(edges)) or edges[0] <= 0):
-            raise UserError(f"data.bucket_seconds must be ascending lengths, got {edges}")
+            raise UserError(f"batches.bucket_seconds must be ascending lengths, got {edges}")
 
 
 class TrainingData:
@@ -74,7 +75,8 @@ class TrainingData:
     `labels` are the class names (None: everything is unlabelled). Of each global batch the process
     `process_index` of `process_count` gets its share of the rows. Attributes: `rows` (the usable
     utterances), `label` int32[rows], `bad`, `scans`, `plan`, `speakers`, `steps_per_epoch`,
-    `fingerprint`. Raises `UserError` when too many files are bad or a label is unknown.
+    `fingerprint`. Raises `UserError` when too many files are bad, at the start or while batches are
+    made, or a label is unknown.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class TrainingData:
     ):
         if cfg.row_multiple % process_count:
             raise UserError(
-                f"data.row_multiple {cfg.row_multiple} must be a multiple of the number of "
+                f"batches.row_multiple {cfg.row_multiple} must be a multiple of the number of "
                 f"processes, {process_count}"
             )
         self.cfg, self.seed = cfg, seed
@@ -104,6 +106,7 @@ class TrainingData:
         )
         self._source, self._kept = found.source, found.usable
         self.scans, self.bad = found.scans, found.bad
+        self._given = len(source)
         self.rows: list[Utterance] = [self._source.utterances[i] for i in self._kept]
         self.classes = None if labels is None else list(labels)
         self.label = self._map_labels()
@@ -154,6 +157,15 @@ class TrainingData:
         """
         return self._iterate(range(start_step, _FOREVER), self._training_batch)
 
+    def check_bad(self, bad: Sequence[BadFile]) -> None:
+        """Raises `UserError` with the list when `bad` are more than `max_bad_share` of all."""
+        if len(bad) > self.cfg.max_bad_share * self._given:
+            raise UserError(
+                f"{len(bad)} of {self._given} files cannot be used, more than batches.max_bad_share"
+                f" {self.cfg.max_bad_share} allows; mend or remove them, or raise the share:\n"
+                f"{listing(list(bad))}"
+            )
+
     def evaluation_batches(self) -> Iterator[dict[str, Any]]:
         """Yields every row of every process's share once, first `max_seconds`, not augmented."""
         planned = evaluation_batches(self._lengths, self.plan.edges, self.plan.rows)
@@ -168,6 +180,7 @@ class TrainingData:
                     if bad.id not in known:
                         known.add(bad.id)
                         self.bad.append(bad)
+                self.check_bad(self.bad)
                 yield batch
         finally:
             batches.close()

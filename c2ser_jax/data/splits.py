@@ -25,6 +25,10 @@ class Fold:
     dev: list[Utterance]
     test: list[Utterance]
 
+    def without_dev(self) -> "Fold":
+        """The fold with its development utterances in training."""
+        return Fold(self.name, [*self.train, *self.dev], [], self.test)
+
 
 def leave_one_speaker_out(utterances: Sequence[Utterance], *, seed: int = 0) -> list[Fold]:
     """One fold per speaker, sorted: that speaker is test, another one is dev, the rest train.
@@ -55,19 +59,22 @@ def emobox_folds(
     seed: int = 0,
     dev: Literal["share", "speaker"] = "share",
     dev_share: float = 0.2,
+    unusable: Collection[str] = (),
     allow_missing: bool = False,
 ) -> list[Fold]:
     """EmoBox's folds over our utterances, joined by the key without its set name.
 
     `dev` is the set's own validation list, or `dev_share` of train (stratified by label, as EmoBox
-    takes 20 % at random), or a whole training speaker. Raises `UserError` when listed utterances
-    are not among ours, unless `allow_missing`.
+    takes 20 % at random), or a whole training speaker. `unusable` are ids whose audio cannot be
+    used: the folds go on without them. Raises `UserError` when other listed utterances are not
+    among ours, unless `allow_missing`.
     """
     from c2ser_jax.data.corpora.emobox import fold_lists
 
-    ours = {join_key(u.id): u for u in utterances}
+    ours: dict[str, Utterance | None] = {join_key(u.id): u for u in utterances}
     if len(ours) < len(utterances):
         raise UserError("two ids differ only in punctuation; EmoBox's keys cannot be joined")
+    ours = {**{join_key(name): None for name in unusable}, **ours}
     folds = []
     for number, lists in fold_lists(os.fspath(folder)).items():
         parts: dict[str, list[Utterance]] = {}
@@ -80,7 +87,8 @@ def emobox_folds(
                     f"{path}: {len(missing)} of {len(listed)} listed utterances are not in the "
                     f"data, as {missing[0]!r}; give the whole corpus"
                 )
-            parts[part] = [ours[key] for key in keys if key is not None]
+            found = [ours[key] for key in keys if key is not None]
+            parts[part] = [row for row in found if row is not None]
         train, held = parts.get("train", []), parts.get("valid")
         if held is None:
             rng_seed = seed + 1000 * number
@@ -165,7 +173,7 @@ def join_key(name: str) -> str:
     return re.sub(r"[\W_]+", "-", name).strip("-")
 
 
-def _match(row: Utterance, ours: dict[str, Utterance]) -> str | None:
+def _match(row: Utterance, ours: Collection[str]) -> str | None:
     """The key of ours for a listed row: whole, without the set's name, or by the file's name."""
     key = join_key(row.id)
     stem = join_key(os.path.basename(row.path))

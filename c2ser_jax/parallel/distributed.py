@@ -3,6 +3,7 @@
 The only caller of `jax.distributed`. Shapes: B rows of the global batch, b rows of this process.
 """
 
+import io
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,9 +26,9 @@ def initialize_from_environment(
     """Joins the other processes of the run; call it before anything touches a device.
 
     Arguments win over C2SER_COORDINATOR ("host:port"), C2SER_PROCESSES and C2SER_PROCESS_ID. With
-    none of them, a job of several SLURM tasks and a multi-host TPU are recognised by JAX itself;
-    otherwise the run is a single process. Returns whether there are several. Errors: UserError when
-    only some of the three are given or are no numbers.
+    none of them, a job of several SLURM tasks (one per GPU) and a multi-host TPU are recognised by
+    JAX itself; otherwise the run is a single process. Returns whether there are several. Errors:
+    UserError when only some of the three are given or are no numbers.
     """
     # JAX's own handler would swallow SIGTERM; training notes it itself (training/preemption.py).
     jax.config.update("jax_enable_preemption_service", False)
@@ -57,7 +58,8 @@ def initialize_from_environment(
         raise UserError(f"{VARIABLES[2]} is {mine}, it must be from 0 to {total - 1}")
     if total == 1:
         return False
-    jax.distributed.initialize(str(address), total, mine)
+    # Whatever SLURM's variables say is not about these processes, their GPUs least of all.
+    jax.distributed.initialize(str(address), total, mine, cluster_detection_method="deactivate")
     return True
 
 
@@ -114,12 +116,28 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def wait_for_others(name: str) -> None:
-    """Returns when every process of the run has come to the point called `name`."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def gather_bytes(payload: bytes) -> list[bytes]:
+    """Returns every process's `payload`, in their order, when all of them have come here."""
+    if jax.process_count() == 1:
+        return [payload]
+    from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(name)
+    sizes = multihost_utils.process_allgather(np.array([len(payload)], np.int32))[:, 0]
+    padded = np.zeros(max(1, sizes.max()), np.uint8)
+    padded[: len(payload)] = np.frombuffer(payload, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+def from_main_process(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the {name: array} that the main process gives, on every process; waits for all."""
+    if jax.process_count() == 1:
+        return dict(arrays)
+    file = io.BytesIO()
+    if is_main_process():
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    with np.load(io.BytesIO(gather_bytes(file.getvalue())[0])) as given:
+        return dict(given)
 
 
 def to_host(tree: Any) -> Any:

@@ -72,16 +72,21 @@ class Classify:
         variables: Any = self.model.init(key, batch["audio"], batch["audio_samples"])
         return variables["params"]
 
-    def loss(self, trainable, frozen, ema, batch, key, step) -> tuple[Terms, Terms]:
-        """Cross-entropy over labelled rows (and the contrastive term); metric: accuracy."""
+    def loss(
+        self, trainable, frozen, ema, batch, key, step, *, train: bool = True
+    ) -> tuple[Terms, Terms]:
+        """Cross-entropy over labelled rows (and the contrastive term); metric: accuracy.
+
+        Without `train`, neither dropout nor masking.
+        """
         del ema, step
         mask_key, dropout_key = jax.random.split(key)
         answer: Any = self.model.apply(
             {"params": merge_params(trainable, frozen)},
             batch["audio"],
             batch["audio_samples"],
-            hidden=self._hidden(mask_key, batch),
-            train=True,
+            hidden=self._hidden(mask_key, batch) if train else None,
+            train=train,
             rngs={"dropout": dropout_key},
         )
         logits, output = answer

@@ -86,11 +86,13 @@ class Pretrain:
         variables: Any = self.model.init(rngs, batch["audio"], batch["audio_samples"], masked)
         return variables["params"]
 
-    def loss(self, trainable, frozen, ema, batch, key, step) -> tuple[Terms, Terms]:
+    def loss(
+        self, trainable, frozen, ema, batch, key, step, *, train: bool = True
+    ) -> tuple[Terms, Terms]:
         """Terms frame, utterance, category; metrics on the spread of predictions and targets.
 
         `batch` may bring its own `masked bool[B, C, T]` (True = hidden); otherwise masks are drawn
-        from `key`.
+        from `key`. Without `train` there is no dropout; frames are masked all the same.
         """
         del step
         cfg = self.cfg.data2vec
@@ -101,7 +103,7 @@ class Pretrain:
             batch["audio"],
             batch["audio_samples"],
             self._masks(mask_key, batch),
-            train=True,
+            train=train,
             kept_frames=batch["masked"].shape[-1] if "masked" in batch else None,
             method=Data2Vec.student,
             rngs={"noise": noise_key, "dropout": dropout_key},

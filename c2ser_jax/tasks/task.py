@@ -24,10 +24,13 @@ class Task(Protocol):
         """Parameters for the shapes of `batch`, boxed with logical axis names; it can be jitted."""
         ...
 
-    def loss(self, trainable, frozen, ema, batch, key, step) -> tuple[Terms, Terms]:
+    def loss(
+        self, trainable, frozen, ema, batch, key, step, *, train: bool = True
+    ) -> tuple[Terms, Terms]:
         """Returns ({term: (sum, count)}, {metric: (sum, count)}), float32 scalars.
 
-        `trainable` and `frozen` have disjoint leaves; `ema` holds the teacher or is None.
+        `trainable` and `frozen` have disjoint leaves; `ema` holds the teacher or is None; without
+        `train` there is no dropout.
         """
         ...
 

@@ -29,6 +29,7 @@ __all__ = [
     "ModelDescription",
     "TrainingCheckpoints",
     "flatten",
+    "has_checkpoint",
     "leaves_of",
     "nest",
     "read_carried",
@@ -37,6 +38,11 @@ __all__ = [
     "read_trained_on",
     "write_model",
 ]
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether a complete checkpoint lies in `directory`; one that is being written is none."""
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
 
 
 class TrainingCheckpoints:

@@ -55,7 +55,7 @@ class LoopConfig:
     save_every: int = 500
     keep_last: int = 2
     keep_every: int | None = None
-    evaluate_every: int | None = None
+    evaluate_every: int | None = None  # log the losses on development data, too
     trainable: str = ".*"
     ema_decay: float = 0.0  # 0: no average
     ema_end_decay: float | None = None  # None: constant
@@ -96,11 +96,13 @@ def fit(
     init_params: Mapping[str, Any] | None = None,
     description: Mapping[str, Any] | None = None,
     evaluate: Callable[[TrainState, int], Mapping[str, float]] | None = None,
+    stop: StopSignal | None = None,
 ) -> FitResult:
     """Trains `task` for `cfg.steps` steps, from the newest checkpoint in `workdir` if there is one.
 
     `description` (JSON: config, labels, data fingerprint) is stored with each checkpoint, and a
-    checkpoint of another run is refused. `evaluate(state, step)` returns numbers to log.
+    checkpoint of another run is refused. `evaluate(state, step)` returns numbers to log. `stop` is
+    the caller's own, entered; None: SIGTERM is noted while this function runs.
     Errors: UserError for a checkpoint of another run, a batch that does not fit the mesh, a full
     disk, and a loss or gradient that is not finite (named with the step and the batch's ids; the
     state before that step is saved).
@@ -116,7 +118,8 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(nn.logical_axis_rules(RULES))
-        stop = stack.enter_context(StopSignal())
+        if stop is None:
+            stop = stack.enter_context(StopSignal())
         checkpoints = TrainingCheckpoints(
             workdir / "checkpoints", keep_last=cfg.keep_last, keep_every=cfg.keep_every
         )
@@ -307,7 +310,7 @@ def check_rows(batch: Mapping[str, jax.Array], mesh: Mesh, microbatches: int) ->
         raise UserError(
             f"a batch of {rows} rows cannot be cut into {microbatches} microbatches over {parts} "
             f"device groups (mesh data × fsdp): make its rows a multiple of {parts * microbatches} "
-            "(data.row_multiple)"
+            "(batches.row_multiple)"
         )
 
 

@@ -5,9 +5,12 @@ DIR/params.safetensors  parameters, named by path: "encoder/blocks/attn/qkv/kern
 DIR/carried.safetensors what a conversion carries along for export (optional)
 DIR/trained_on.jsonl    one {"id", "audio_sha256"} per training utterance (optional)
 
-A directory appears whole or not at all: it is written beside its place and renamed.
+A directory appears whole or not at all: it is written beside its place, brought to the disk, and
+renamed. While a model is exchanged, the older one lies beside it as ".NAME.replaced-PID"; when the
+writer dies in that moment, the next reader or writer puts it back.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -54,13 +57,19 @@ def write_model(
     """Writes a model directory whole, with one leaf in memory at a time, or leaves nothing behind.
 
     An existing model is only exchanged with `replace=True`; whatever else lies at `directory` is
-    never touched. Errors: UserError when the place is taken or cannot be written.
+    never touched. What writers that died have left beside it is removed. Errors: UserError when the
+    place is taken or cannot be written.
     """
     target = Path(directory)
+    _put_back(target)
     _refuse_taken(target, replace)
     missing = [p for p in (target.parent, *target.parent.parents) if not p.exists()]
     temporary = target.parent / f".{target.name}.writing-{os.getpid()}"
     try:
+        for left in _left_behind(target, "writing"):
+            shutil.rmtree(left)
+        for left in _left_behind(target, "replaced") if target.exists() else ():
+            shutil.rmtree(left)
         temporary.mkdir(parents=True)
         document = {
             "format": FORMAT,
@@ -68,14 +77,13 @@ def write_model(
             "written_with": _versions(),
             **dataclasses.asdict(description),
         }
-        (temporary / _CONFIG).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        _write_lines(temporary / _CONFIG, [json.dumps(document, indent=1, ensure_ascii=False)])
         write_safetensors(temporary / _PARAMS, leaves)
         if carried is not None:
             write_safetensors(temporary / _CARRIED, carried)
         if trained_on is not None:
-            with open(temporary / _TRAINED_ON, "w") as file:
-                for row in trained_on:
-                    file.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
+            rows = (json.dumps(dict(row), ensure_ascii=False) for row in trained_on)
+            _write_lines(temporary / _TRAINED_ON, rows)
         _exchange(temporary, target)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -89,6 +97,7 @@ def write_model(
 
 def read_description(directory: str | Path) -> ModelDescription:
     """Returns the description in DIR/config.json, which is untrusted. Errors: UserError."""
+    _put_back(Path(directory))
     path = Path(directory) / _CONFIG
     if not path.is_file():
         raise UserError(
@@ -188,10 +197,64 @@ def _refuse_taken(target: Path, replace: bool) -> None:
 def _exchange(temporary: Path, target: Path) -> None:
     """Puts `temporary` in the place of `target`; an older model is set aside until that is done."""
     aside = target.parent / f".{target.name}.replaced-{os.getpid()}"
+    _sync_folder(temporary)
     if target.exists():
         target.rename(aside)
     temporary.rename(target)
+    _sync_folder(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(target: Path) -> None:
+    """Restores the model that a writer had set aside when it died, if there is no other."""
+    if target.exists():
+        return
+    for aside in _left_behind(target, "replaced"):
+        with contextlib.suppress(OSError):  # another reader may be faster, or the disk read-only
+            aside.rename(target)
+            return
+
+
+def _left_behind(target: Path, state: str) -> list[Path]:
+    """Siblings ".NAME.STATE-PID" of writers that are gone, the newest first."""
+    prefix = f".{target.name}.{state}-"
+    try:
+        found = [path for path in target.parent.iterdir() if path.name.startswith(prefix)]
+        found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError:
+        return []
+    return [path for path in found if not _is_running(path.name.removeprefix(prefix))]
+
+
+def _is_running(pid: str) -> bool:
+    """Whether another process has this number, as far as this machine can tell."""
+    if pid == str(os.getpid()):
+        return False  # left by a process that had the same number
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError, ValueError):
+        pass
+    return True
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes UTF-8 text to the disk."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Brings the names in a folder to the disk, where the system can do that."""
+    with contextlib.suppress(OSError):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _versions() -> dict[str, str]:

@@ -1,9 +1,15 @@
 """Preemption: SIGTERM asks the run to save and leave; a second one ends it at once."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; everything is saved and the same command goes on."""
 
 
 class StopSignal:
@@ -13,6 +19,7 @@ class StopSignal:
         self.requested = False
         self._previous: Any = None
         self._installed = False
+        self._at_once = False
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
@@ -23,9 +30,26 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raises `Stopped` wherever the signal comes: for work that a new start does over."""
+        self._at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._at_once = False
+
+    def check(self) -> None:
+        """Raises `Stopped` when the signal has come."""
+        if self.requested:
+            raise Stopped
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
+        if self._at_once:
+            raise Stopped
 
     def _restore(self) -> None:
         if self._installed:

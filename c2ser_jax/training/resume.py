@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to this run: the record kept with it, compared field by field."""
+"""Whether stored records and configs belong to this run, compared field by field."""
 
 import dataclasses
 import importlib.metadata
@@ -9,10 +9,11 @@ from typing import Any
 
 from c2ser_jax.errors import UserError
 
-# The last parts of field names that change neither data nor parameters, only what is seen or kept.
+# Fields with one of these names, and all fields below them, change neither data nor parameters,
+# only where things lie, how they are computed, and what is seen or kept.
 FREE_FIELDS = frozenset(
     "workdir output progress tensorboard log_every save_every keep_last keep_every evaluate_every "
-    "workers mesh versions cache root".split()
+    "workers threads mesh versions cache root".split()
 )
 
 
@@ -34,19 +35,24 @@ def run_record(
 def check_same_run(
     stored: Mapping[str, Any], current: Mapping[str, Any], workdir: Path, step: int
 ) -> None:
-    """Compares two records, but for `FREE_FIELDS`. Errors: UserError naming what differs."""
+    """Compares two records. Errors: UserError naming what differs beside `FREE_FIELDS`."""
+    if different := differences(stored, current):
+        raise UserError(
+            f"{workdir} holds step {step} of another run ({different}): "
+            "give another --workdir, undo the change, or remove its checkpoints/ to start anew"
+        )
+
+
+def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """Returns "a.b: 1 → 2; …" of two nested JSON tables, "" when only `FREE_FIELDS` differ."""
     before, now = _flat(stored), _flat(current)
     different = [
         f"{name}: {_short(before.get(name))} → {_short(now.get(name))}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and not FREE_FIELDS.intersection(name.split("."))
     ]
-    if different:
-        more = f" and {len(different) - 4} more" if len(different) > 4 else ""
-        raise UserError(
-            f"{workdir} holds step {step} of another run ({'; '.join(different[:4])}{more}): "
-            "give another --workdir, undo the change, or remove its checkpoints/ to start anew"
-        )
+    more = f" and {len(different) - 4} more" if len(different) > 4 else ""
+    return "; ".join(different[:4]) + more
 
 
 def _flat(record: Any, prefix: str = "") -> dict[str, Any]:

@@ -25,6 +25,7 @@ __all__ = [
     "check_leaves",
     "compile_pattern",
     "create_state",
+    "final_params",
     "merge_params",
     "split_params",
     "state_shapes",
@@ -48,6 +49,14 @@ def split_params(params: Mapping[str, Any], pattern: str) -> tuple[dict[str, Any
     chosen = {path: leaf for path, leaf in flat.items() if matcher.match(path)}
     rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
     return nest(chosen), nest(rest)
+
+
+def final_params(state: TrainState, teacher_paths: str | None) -> dict[str, Any]:
+    """What training leaves: averaged parameters where an average that is no teacher was kept."""
+    params = merge_params(state.trainable, state.frozen)
+    if state.ema is None or teacher_paths is not None:
+        return params
+    return nest({**flatten(params), **flatten(state.ema)})
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

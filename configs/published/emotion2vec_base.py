@@ -21,7 +21,9 @@ def get_config() -> RunConfig:
     return RunConfig(
         name="emotion2vec-base",
         encoder=Emotion2VecConfig(dtype="bfloat16", remat=True),
-        data=CorpusConfig(corpus="manifest", manifest="train.jsonl", scan="header"),
+        data=CorpusConfig(
+            corpus="manifest", manifest="train.jsonl", protocol="all", scan="header"
+        ),
         mesh=MeshConfig(data=-1),
         pretrain=PretrainStage(
             task=PretrainConfig(

@@ -28,7 +28,8 @@ def get_config() -> RunConfig:
             Emotion2VecConfig(), normalize_waveform=False, dtype="bfloat16", remat=True
         ),
         data=CorpusConfig(
-            corpus="manifest", manifest="train.jsonl", labels=LABELS, scan="header"
+            corpus="manifest", manifest="train.jsonl", protocol="all", labels=LABELS,
+            scan="header",
         ),
         pretrain=PretrainStage(
             task=PretrainConfig(

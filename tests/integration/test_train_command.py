@@ -73,7 +73,7 @@ def test_the_same_command_goes_on_without_training_again(workdir, capsys):
 
 
 def test_another_run_does_not_overwrite_the_folder(workdir):
-    with pytest.raises(UserError, match=r"pretrain.loop.steps \(3 there, 4 now\)"):
+    with pytest.raises(UserError, match="pretrain.loop.steps: 3 → 4"):
         train.main(
             ["--config", CONFIG, "--workdir", str(workdir), *TINY, "--pretrain.loop.steps", "4"]
         )
@@ -85,7 +85,10 @@ def test_folds_that_probe_one_model_extract_every_utterance_once(workdir, tmp_pa
     settings = ["--initial", str(workdir / "pretrain/model"), "--stages", "probe",
                 "--data.protocol", "loso", "--data.folds", *speakers]  # fmt: skip
     command = ["--config", CONFIG, "--workdir", str(tmp_path), "--no-progress", *TINY, *settings]
-    assert train.main(command) == 0
+    with pytest.raises(UserError, match="model's training data.* --data.allow_leakage True"):
+        train.main(command)
+    assert not (tmp_path / "features").exists()
+    assert train.main([*command, "--data.allow_leakage", "True"]) == 0
     index = read_jsonl(tmp_path / "features/index.jsonl")
     labelled = {u.id for u in source.utterances if u.label}
     assert sorted(row["id"] for row in index) == sorted(labelled)

@@ -7,7 +7,7 @@ import pytest
 from c2ser_jax import train
 from c2ser_jax.config import CorpusConfig, RunConfig, load_run
 from c2ser_jax.errors import UserError
-from c2ser_jax.run import _difference
+from c2ser_jax.training.resume import differences
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -66,9 +66,10 @@ def test_help_lists_every_setting(capsys):
     assert "--pretrain.optimizer.learning_rate" in capsys.readouterr().out
 
 
-def test_the_first_difference_of_two_runs_is_named():
-    before, now = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}
-    assert _difference(before, now) == "a.c (2 there, 3 now)"
+def test_what_decides_the_result_is_compared_and_nothing_else():
+    before = {"a": {"b": 1, "c": 2, "workers": 0}, "mesh": {"data": 1}}
+    assert differences(before, {"a": {"b": 1, "c": 3, "workers": 0}}) == "a.c: 2 → 3"
+    assert not differences(before, {"a": {"b": 1, "c": 2, "workers": 4}, "mesh": {"data": 8}})
 
 
 def test_a_corpus_needs_its_lists():

@@ -209,7 +209,7 @@ def test_a_file_that_breaks_after_a_header_scan_leaves_an_empty_row(tmp_path):
         soundfile.write(path, sound, 16000, subtype="FLOAT")
         rows.append(Utterance(f"u{i}", str(path), label="sad"))
     for workers in (0, 1):
-        cfg = DataConfig(scan="header", batch_seconds=2, workers=workers)
+        cfg = DataConfig(scan="header", batch_seconds=2, workers=workers, max_bad_share=0.5)
         made = TrainingData(FileSource(rows), CLASSES, cfg, seed=0)
         assert not made.bad
         (batch,) = take(made.batches(), 1)
@@ -218,6 +218,11 @@ def test_a_file_that_breaks_after_a_header_scan_leaves_an_empty_row(tmp_path):
         assert (batch["audio_samples"][empty], batch["label"][empty]) == (0, -1)
         found = {bad.id: bad.reason for bad in made.bad}
         assert found == {"u1": "silent", "u2": "not finite"}
+    strict = TrainingData(
+        FileSource(rows), CLASSES, dataclasses.replace(cfg, workers=0, max_bad_share=0.4), seed=0
+    )
+    with pytest.raises(UserError, match="2 of 4 files .*max_bad_share 0.4(.|\n)*u2: not finite"):
+        take(strict.batches(), 1)
 
 
 def test_labels_outside_of_the_classes_are_refused_or_unlabelled():
@@ -242,7 +247,7 @@ def test_labels_outside_of_the_classes_are_refused_or_unlabelled():
     ],
 )
 def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(UserError, match=f"data.{next(iter(wrong))}"):
+    with pytest.raises(UserError, match=rf"batches\.{next(iter(wrong))}"):
         DataConfig(**wrong)
 
 

@@ -150,6 +150,16 @@ def test_listed_utterances_that_we_lack_are_refused(tmp_path):
     assert len(first.test) == 5
 
 
+def test_folds_go_on_without_unusable_files_but_not_without_others(tmp_path):
+    data = rows(3, 4)
+    folder = write_folds(tmp_path / "set", [f"set-{u.id}" for u in data])
+    (first, second) = emobox_folds(data[1:], folder, unusable=[data[0].id])
+    assert ids(first.test) == ids(data[2::2]) and ids(second.test) == ids(data[1::2])
+    assert ids(second.train) | ids(second.dev) == ids(data[2::2])
+    with pytest.raises(UserError, match="1 of 6 listed .*'set-0_01'"):
+        emobox_folds(data[2:], folder, unusable=[data[0].id])
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [("1001_IEO_HAP_LO", "1001-ieo-hap-lo.wav"), ("a03 (3)", "a03-3"), ("é_ü", "é-ü")],

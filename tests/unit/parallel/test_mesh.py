@@ -1,5 +1,8 @@
 """Meshes, rules and start-up as far as one device shows them; tests/integration has eight."""
 
+import inspect
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -14,6 +17,8 @@ from c2ser_jax.parallel import distributed
 from c2ser_jax.parallel.mesh import MeshConfig, make_local_mesh, make_mesh
 from c2ser_jax.parallel.rules import RULES, logical_sharding, partition, unbox
 
+DETECTED = ((), {})
+EXPLICIT = (("h:1", 2, 1), {"cluster_detection_method": "deactivate"})
 LARGE = SimpleNamespace(shape={"data": 2, "fsdp": 4, "tensor": 2})
 
 
@@ -92,10 +97,15 @@ def test_one_process_keeps_all_rows():
     [
         ({}, None),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, ()),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, ()),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, DETECTED),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, DETECTED),
         ({"TPU_WORKER_HOSTNAMES": "a"}, None),
-        (dict(zip(distributed.VARIABLES, ("h:1", "2", "1"), strict=True)), ("h:1", 2, 1)),
+        (dict(zip(distributed.VARIABLES, ("h:1", "2", "1"), strict=True)), EXPLICIT),
+        (
+            dict(zip(distributed.VARIABLES, ("h:1", "2", "1"), strict=True))
+            | {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"},
+            EXPLICIT,
+        ),
         (dict(zip(distributed.VARIABLES, ("h:1", "1", "0"), strict=True)), None),
     ],
 )
@@ -105,9 +115,21 @@ def test_start_up_follows_the_environment(monkeypatch, environment, wanted):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("jax.distributed.initialize", lambda *args: calls.append(args))
+    known = inspect.signature(jax.distributed.initialize).parameters  # noqa: TID251
+
+    def initialize(*arguments, **options):
+        assert options.keys() <= known.keys()
+        calls.append((arguments, options))
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
     distributed.initialize_from_environment()
     assert calls == ([] if wanted is None else [wanted])
+
+
+def test_slurm_starts_one_process_per_gpu():
+    script = Path(__file__).parents[3] / "launch" / "slurm.sh"
+    values = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", script.read_text(), re.MULTILINE))
+    assert values["ntasks-per-node"] == values["gpus-per-node"]
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,18 @@
 import io
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import pytest
 
 from c2ser_jax.errors import UserError
 from c2ser_jax.training.log import MetricsWriter, read_metrics
-from c2ser_jax.training.preemption import StopSignal
+from c2ser_jax.training.preemption import Stopped, StopSignal
 from c2ser_jax.training.resume import check_same_run
 from c2ser_jax.training.window import Window
 
@@ -101,6 +103,16 @@ def test_the_first_sigterm_is_noted_and_the_second_kills():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.stdout == b"True\n" and done.returncode == -signal.SIGTERM
+
+
+def test_work_that_is_done_over_is_left_at_once():
+    with StopSignal() as stop:
+        with pytest.raises(Stopped), stop.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        assert stop.requested
+        with pytest.raises(Stopped), stop.at_once():
+            raise AssertionError("nothing begins after the signal")
 
 
 def test_handlers_are_put_back():

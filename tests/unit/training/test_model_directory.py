@@ -1,6 +1,7 @@
 """Model directories: whole or not at all, equal to what was written, and never trusted."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -211,6 +212,49 @@ def test_a_wrong_config_gets_a_sentence(tmp_path, change, words):
     config.unlink()
     with pytest.raises(UserError, match="no model directory"):
         read_description(tmp_path / "m")
+
+
+def test_what_a_killed_writer_left_is_removed_or_put_back(tmp_path):
+    place = tmp_path / "model"
+    write_model(place, DESCRIPTION, leaves_of(parameters()))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    place.rename(tmp_path / f".model.replaced-{gone.pid}")  # killed between the two renames
+    assert read_description(place) == DESCRIPTION
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+    place.rename(tmp_path / f".model.replaced-{os.getpid()}")
+    for number in (gone.pid, os.getpid(), os.getppid()):
+        (tmp_path / f".model.writing-{number}").mkdir()
+    with pytest.raises(UserError, match="already holds a model"):
+        write_model(place, DESCRIPTION, [])
+    write_model(place, DESCRIPTION, [], replace=True)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [f".model.writing-{os.getppid()}", "model"]  # that one still runs
+
+
+def test_every_file_is_on_the_disk_before_the_model_is_there(tmp_path, monkeypatch):
+    synced = set()
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.add(os.fstat(file).st_ino), fsync(file)))
+    write_model(tmp_path / "m", DESCRIPTION, [], trained_on=[{"id": "a"}])
+    parts = [tmp_path, tmp_path / "m", *(tmp_path / "m").iterdir()]
+    assert len(parts) == 5 and {path.stat().st_ino for path in parts} <= synced
+
+
+def test_names_in_any_script_are_written_whatever_the_locale(tmp_path):
+    code = (
+        "import sys\n"
+        "from c2ser_jax.training.checkpoint import ModelDescription, write_model\n"
+        "description = ModelDescription('emotion2vec', {}, ['fröhlich'])\n"
+        "write_model(sys.argv[1], description, [], trained_on=[{'id': '生气'}])\n"
+    )
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m")], check=True, env={**os.environ, **plain}
+    )
+    assert read_description(tmp_path / "m").labels == ["fröhlich"]
+    assert read_trained_on(tmp_path / "m") == [{"id": "生气"}]
 
 
 def test_names_must_be_leaf_or_branch():

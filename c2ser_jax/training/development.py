@@ -1,0 +1,47 @@
+"""Loss terms on development data while a stage trains: logged, never used to choose anything."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from c2ser_jax.parallel.distributed import to_global
+from c2ser_jax.tasks.task import Task
+from c2ser_jax.training.state import TrainState, final_params
+from c2ser_jax.training.window import mean_pairs
+
+COLUMNS = ("audio", "audio_samples", "label")  # of a batch that go to the device
+
+
+def development_loss(
+    task: Task,
+    batches: Callable[[], Iterator[Mapping[str, Any]]],
+    *,
+    mesh: Mesh,
+    seed: int,
+) -> Callable[[TrainState, int], dict[str, float]]:
+    """Returns what `fit` takes as `evaluate`: means of the task's terms and metrics, and the loss.
+
+    `batches()` yields this process's rows of every development batch, the same each time. Dropout
+    is off, masks are the same at every step, and the parameters are those that the stage would
+    leave.
+    """
+
+    @jax.jit
+    def pairs(state: TrainState, batch: Mapping[str, jax.Array], place: Any) -> Any:
+        key = jax.random.fold_in(jax.random.key(seed), place)
+        params = final_params(state, task.ema_paths)
+        return task.loss(params, {}, state.ema, batch, key, state.step, train=False)
+
+    def evaluate(state: TrainState, step: int) -> dict[str, float]:
+        del step
+        found = []
+        for place, batch in enumerate(batches()):
+            arrays = to_global({name: batch[name] for name in COLUMNS}, mesh)
+            found.append(jax.device_get(pairs(state, arrays, place)))
+        terms = mean_pairs([terms for terms, _ in found])
+        loss = sum(task.weights[name] * value for name, value in terms.items())
+        return {"loss": loss, **terms, **mean_pairs([metrics for _, metrics in found])}
+
+    return evaluate

@@ -1,0 +1,44 @@
+"""Labels are matched by meaning from training to the last score, and mistakes are told early."""
+
+import pytest
+
+from c2ser_jax.errors import UserError
+from tests.integration.tiny_corpus import read_rows, run, write_corpus
+
+CLASSES = ("--data.labels", "angry", "happy", "sad")
+LOOSE = [
+    part
+    for stage in ("pretrain", "classify")
+    for part in (f"--{stage}.batches.unknown_labels", "unlabelled")
+]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Words that mean the classes, one that means none of them, and no label at all."""
+    labels = ["anger", "Joy", "sadness", "happy", "bored", None]
+    return write_corpus(tmp_path_factory.mktemp("corpus"), labels)
+
+
+def test_other_words_for_the_classes_are_scored_and_unknown_ones_left_out(manifest, tmp_path):
+    data = ("--data.corpus", "manifest", "--data.manifest", manifest, *CLASSES)
+    assert run(tmp_path, *data, *LOOSE) == 0
+    for stage in ("classify", "probe"):
+        rows = read_rows(tmp_path / stage / "predictions.jsonl")
+        speaker = rows[0]["speaker"]
+        assert {row["id"]: row["label"] for row in rows} == {
+            f"{speaker}-0": "angry",
+            f"{speaker}-1": "happy",
+            f"{speaker}-2": "sad",
+            f"{speaker}-3": "happy",
+        }
+    trained = {row["id"] for row in read_rows(tmp_path / "classify/model/trained_on.jsonl")}
+    assert any(name.endswith("-4") for name in trained)
+
+
+@pytest.mark.parametrize("loose", [(), LOOSE[:2]])
+def test_an_unknown_label_stops_the_run_before_anything_is_trained(manifest, tmp_path, loose):
+    data = ("--data.corpus", "manifest", "--data.manifest", manifest, *CLASSES)
+    with pytest.raises(UserError, match="'bored' is not one of the classes angry, happy, sad"):
+        run(tmp_path / "run", *data, *loose)
+    assert not list((tmp_path / "run").rglob("metrics.jsonl"))

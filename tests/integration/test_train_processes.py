@@ -1,0 +1,45 @@
+"""The whole train command in two processes: one scores, the other waits for it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.integration.tiny_corpus import CONFIG, read_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Scoring takes longer than JAX lets a process that has ended wait for the others.
+SLOW_SCORES = """
+import functools, sys, time
+import jax
+jax.distributed.initialize = functools.partial(
+    jax.distributed.initialize, shutdown_timeout_seconds=2
+)
+from c2ser_jax import scoring, train
+run_probe = scoring.run_probe
+def late(*arguments, **options):
+    time.sleep(6)
+    return run_probe(*arguments, **options)
+scoring.run_probe = late
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_train_one_scores_and_both_end_well(tmp_path):
+    launcher = [sys.executable, "launch/local_multiprocess.py", "--processes", "2", "--"]
+    settings = ["--config", CONFIG, "--workdir", str(tmp_path), "--no-progress",
+                "--stages", "pretrain", "probe"]  # fmt: skip
+    done = subprocess.run(
+        [*launcher, sys.executable, "-c", SLOW_SCORES, *settings],
+        cwd=ROOT,
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("everything is in") == 1
+    assert [row["step"] for row in read_rows(tmp_path / "pretrain/metrics.jsonl")] == [1, 2]
+    assert read_rows(tmp_path / "probe/predictions.jsonl")
