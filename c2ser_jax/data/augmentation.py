@@ -64,7 +64,7 @@ def add_noise(
 
     The spectrum is drawn, and not filtered: one transform in place of two.
     """
-    size = next_fast_len(len(audio), real=True)
+    size = next_fast_len(len(audio), real=True) or len(audio)
     bins = size // 2 + 1
     spectrum = rng.standard_normal(2 * bins, dtype=np.float32).view(np.complex64)
     if colour:
