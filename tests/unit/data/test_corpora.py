@@ -1,7 +1,6 @@
 """File names of the corpora become utterances; the command writes the manifest and counts."""
 
 import json
-from collections import Counter
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -199,20 +198,23 @@ SETS = {
 }
 
 
-def test_the_real_emobox_lists_parse_whole():
-    if not EMOBOX.is_dir():
-        return  # a fresh clone has none; the small sets above cover the code
-    for name, (utterances, classes, speakers) in SETS.items():
-        rows = listed(EMOBOX / name)
-        found = {row.speaker for row in rows} - {None}
-        labels = Counter(row.label for row in rows)
-        assert (len(rows), len(labels), len(found)) == (utterances, classes, speakers), name
-        assert {row.language for row in rows} == {LANGUAGES[name]}
+@pytest.mark.parametrize("name", ["made", *(n for n in SETS if (EMOBOX / n).is_dir())])
+def test_emobox_lists_parse_whole(tmp_path, name):
+    counts = SETS.get(name, (3, 3, 3))
+    folder = EMOBOX / name if name in SETS else emobox_set(tmp_path / "emodb")
+    rows = listed(folder)
+    speakers = {row.speaker for row in rows} - {None}
+    assert (len(rows), len({row.label for row in rows}), len(speakers)) == counts
+    assert {row.language for row in rows} == {LANGUAGES[folder.name]}
 
 
-def test_cremads_own_list_parses_whole():
-    if not CREMAD.is_dir():
-        return
-    names = cremad.listed_names(CREMAD) or []
+@pytest.mark.parametrize("place", ["made", *([CREMAD] if CREMAD.is_dir() else [])])
+def test_cremads_own_list_parses_whole(tmp_path, place):
+    folder, count = (tmp_path, 24) if place == "made" else (place, 7442)
+    if place == "made":
+        made = [f"1001_{s}_{e}_XX" for s in cremad.SENTENCES for e in ("ANG", "SAD")]
+        table = "".join(f'{i},"{name}"\n' for i, name in enumerate(made, 1))
+        (folder / "SentenceFilenames.csv").write_text(f'"Stimulus_Number","Filename"\n{table}')
+    names = cremad.listed_names(folder) or []
     rows = [cremad.parse(PurePath(f"{name}.wav")) for name in names]
-    assert len(rows) == 7442 and None not in rows
+    assert len(rows) == count and None not in rows

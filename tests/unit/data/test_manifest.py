@@ -199,12 +199,27 @@ def test_missing_lists_roots_and_binary_files_are_refused(tmp_path):
         read_manifest([])
 
 
-def test_the_lists_beside_the_repository_read_whole():
-    if not SHARED.is_dir():
-        return  # a fresh clone has none; the literal rows above cover the layouts
-    assert len(read_manifest(SHARED / "emo_emilia" / "Emo-Emilia-ALL.jsonl")) == 1400
-    rows = read_manifest(SHARED / "emodb" / "metadata.jsonl")
-    assert len(rows) == 535 and all(Path(row.path).exists() for row in rows)
-    older = SHARED / "emobox" / "emodb" / "fold_1"
+@pytest.mark.parametrize("place", ["made", *([SHARED] if SHARED.is_dir() else [])])
+def test_whole_lists_are_read_and_three_forms_of_one_agree(corpus, tmp_path, place):
+    if place == "made":
+        place, counts = tmp_path / "made", (2, 2)
+        fold = place / "emobox" / "emodb" / "fold_1"
+        for path, layout in (
+            (place / "emo_emilia" / "Emo-Emilia-ALL.jsonl", "emilia.jsonl"),
+            (place / "emodb" / "metadata.jsonl", "emilia.jsonl"),
+            (fold / "emodb_test_fold_1.jsonl", "emobox.jsonl"),
+            (fold / "emodb_test_fold1.jsonl", "older_emobox.jsonl"),
+            (fold / "emodb_test_fold_1.json", "emobox.json"),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(LAYOUTS[layout], encoding="utf-8")
+        (corpus / "wav").rename(place / "emodb" / "wav")
+    else:
+        counts = (1400, 535)
+    emilia = read_manifest(place / "emo_emilia" / "Emo-Emilia-ALL.jsonl")
+    rows = read_manifest(place / "emodb" / "metadata.jsonl")
+    assert (len(emilia), len(rows)) == counts and all(Path(row.path).exists() for row in rows)
+    fold = place / "emobox" / "emodb" / "fold_1"
     names = ["emodb_test_fold_1.jsonl", "emodb_test_fold1.jsonl", "emodb_test_fold_1.json"]
-    assert len({tuple((r.id, r.label) for r in read_manifest(older / name)) for name in names}) == 1
+    forms = {tuple((r.id, r.label) for r in read_manifest(fold / name)) for name in names}
+    assert len(forms) == 1 and all(forms)

@@ -116,7 +116,10 @@ def write_folds(folder, keys, name="emodb"):
         part.mkdir(parents=True)
         for kind in ("train", "test"):
             chosen = [k for i, k in enumerate(keys) if (i % 2 == fold - 1) == (kind == "test")]
-            lines = [{"key": k, "wav": f"downloads/{name}/{k}.wav", "emo": "x"} for k in chosen]
+            lines = [
+                {"key": k, "wav": f"downloads/{k.removeprefix(f'{name}-')}.wav", "emo": "x"}
+                for k in chosen
+            ]
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (part / f"{name}_{kind}_fold_{fold}.jsonl").write_text(text)
     return folder
@@ -159,15 +162,37 @@ def test_join_keys_ignore_case_punctuation_and_ending(one, other):
     assert join_key(one) != join_key(one + "x")
 
 
-def test_the_real_emodb_folds_join_with_the_metadata():
-    if not SHARED.is_dir():
-        return  # a fresh clone has none
-    data = read_manifest(SHARED / "emodb" / "metadata.jsonl")
-    folds = emobox_folds(data, SHARED / "emobox" / "emodb")
-    assert [len(fold.test) for fold in folds] == [107] * 5
+PLACES = ["made", *([SHARED] if SHARED.is_dir() else [])]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_emodb_folds_join_with_the_metadata_and_share_their_speakers(tmp_path, place):
+    if place == "made":
+        place = tmp_path
+        names = [f"{s:02d}a{i:02d}Na" for s in range(3, 13) for i in range(4)]
+        made = [{"index": n, "wav": f"{n}.flac", "emotion": "x", "speaker": n[:2]} for n in names]
+        (place / "emodb").mkdir()
+        (place / "emodb" / "metadata.jsonl").write_text("\n".join(map(json.dumps, made)))
+        write_folds(place / "emobox" / "emodb", [f"emodb-{name}" for name in names])
+    data = read_manifest(place / "emodb" / "metadata.jsonl")
+    folds = emobox_folds(data, place / "emobox" / "emodb")
+    assert [len(fold.test) for fold in folds] == ([20] * 2 if place == tmp_path else [107] * 5)
     assert set().union(*(ids(fold.test) for fold in folds)) == ids(data)
     assert all(len(shared_speakers(fold)) == 10 for fold in folds)  # its README says so
     for fold in folds:
         check_disjoint(fold)
-    ravdess = listed(SHARED / "emobox" / "ravdess")
-    assert not any(shared_speakers(f) for f in emobox_folds(ravdess, SHARED / "emobox" / "ravdess"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_ravdess_folds_share_no_speaker(tmp_path, place):
+    if place == "made":
+        place = tmp_path
+        names = [f"ravdess-03-01-{1 + i // 6:02d}-01-02-01-{1 + i % 6:02d}" for i in range(24)]
+        folder = write_folds(place / "emobox" / "ravdess", names, "ravdess")
+        (folder / "label_map.json").write_text(json.dumps({"x": "Angry"}))
+    folder = place / "emobox" / "ravdess"
+    data = listed(folder)
+    folds = emobox_folds(data, folder)
+    assert len({u.speaker for u in data} - {None}) >= 6
+    assert len(folds) > 1 and all(fold.test for fold in folds)
+    assert not any(shared_speakers(fold) for fold in folds)
