@@ -78,7 +78,7 @@ def emobox_folds(
             if missing and not allow_missing:
                 raise UserError(
                     f"{path}: {len(missing)} of {len(listed)} listed utterances are not in the "
-                    f"data, as {missing[0]!r}; give the whole corpus"
+                    f"data, such as {missing[0]!r}; give the whole corpus"
                 )
             parts[part] = [ours[key] for key in keys if key is not None]
         train, held = parts.get("train", []), parts.get("valid")

@@ -59,7 +59,7 @@ def confusion_picture(
     size = len(classes)
     if counts.shape != (size, size):
         raise UserError(
-            f"a confusion matrix of {size} classes must be {size} x {size}, not {counts.shape}."
+            f"a confusion matrix of {size} classes must be {size} x {size}, not {counts.shape}"
         )
     support = counts.sum(axis=1)
     share = counts / np.maximum(support, 1)[:, None]
@@ -132,7 +132,7 @@ def read_curves(records: Path | str | Iterable[Mapping[str, Any]]) -> dict[str, 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise UserError(f"{path} does not exist: give the metrics.jsonl of a training run.")
+        raise UserError(f"{path} does not exist: give the metrics.jsonl of a training run")
     lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
     records = []
     for number, line in enumerate(lines, 1):
@@ -141,7 +141,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             if number == len(lines):
                 break
-            raise UserError(f"{path}, line {number} is not JSON; remove or mend it.") from None
+            raise UserError(f"{path}, line {number} is not JSON; remove or mend it") from None
         if isinstance(record, dict):
             records.append(record)
     return records
@@ -197,7 +197,7 @@ def curves_picture(
     chosen = [(panel, names) for panel, names in chosen if names]
     if panels and not chosen:
         raise UserError(
-            f"there is no curve to draw for {path}: found the names {sorted(curves) or 'none'}."
+            f"there is no curve to draw for {path}: found the names {sorted(curves) or 'none'}"
         )
     figure = _figure(5.2 * max(1, len(chosen)) + 0.4, 3.9)
     if not chosen:

@@ -75,13 +75,13 @@ def _label_numbers(
     if missing:
         raise UserError(
             f"{len(missing)} utterances of the folds have no label ({_some(missing)}); give them "
-            "one or leave them out of the lists."
+            "one or leave them out of the lists"
         )
     found = sorted({str(label) for label in named.values()})
     names = list(classes) if classes is not None else found
     unknown = [label for label in found if label not in names]
     if unknown:
-        raise UserError(f"labels {_some(unknown)} are not among the classes {', '.join(names)}.")
+        raise UserError(f"labels {_some(unknown)} are not among the classes {', '.join(names)}")
     numbers = np.full(len(table), -1)
     for name, label in named.items():
         if name in table.rows:
@@ -97,7 +97,7 @@ def _drop_missing(
     if lost and not allow:
         raise UserError(
             f"{len(lost)} utterances of the folds have no features ({_some(lost)}); a score "
-            "without them is not comparable: extract them, or allow it explicitly."
+            "without them is not comparable: extract them, or allow it explicitly"
         )
     parts = [
         {k: [u for u in getattr(f, k) if u.id in table.rows] for k in ("train", "dev", "test")}
@@ -108,11 +108,11 @@ def _drop_missing(
         if overlap:
             raise UserError(
                 f"fold {fold.name}: {len(overlap)} test utterances are in its training data too "
-                f"({_some(sorted(overlap))})."
+                f"({_some(sorted(overlap))})"
             )
         if not part["train"] or not part["test"]:
             empty = "test" if part["train"] else "training"
-            raise UserError(f"fold {fold.name} has no {empty} utterances; check its lists.")
+            raise UserError(f"fold {fold.name} has no {empty} utterances; check its lists")
     return parts, lost
 
 
@@ -145,7 +145,7 @@ def run_probe(
             utterances are in its training data.
     """
     if not folds:
-        raise UserError("there is no fold to run the probe on.")
+        raise UserError("there is no fold to run the probe on")
     table = _load(features, folds)
     table.check_finite()
     parts, lost = _drop_missing(table, folds, allow_missing)
