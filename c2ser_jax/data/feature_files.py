@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from c2ser_jax.errors import UserError
+from c2ser_jax.data.files import TEXT
+from c2ser_jax.errors import UserError, some_of
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,8 @@ class FeatureTable:
         if bad:
             raise UserError(
                 f"{len(bad)} of {len(self)} utterances have features that are NaN or infinite "
-                f"({_some(bad)}); extract them again or leave them out"
+                f"({some_of(bad)}); extract them again or leave them out"
             )
-
-
-def _some(names: list[str], shown: int = 5) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def stack_features(
@@ -123,7 +119,7 @@ def read_feature_folder(directory: Path | str, ids: Collection[str] | None = Non
     if not index.is_file():
         raise UserError(f"{index} does not exist; give a folder written by c2ser_jax.extract")
     parts = []
-    for number, line in enumerate(index.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(index.read_text(**TEXT).split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from c2ser_jax.errors import UserError, run_command
+from c2ser_jax.errors import UserError, run_command, some_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +44,11 @@ def test_sentences_end_alike_without_a_full_stop():
              for s in sentences(p)]  # fmt: skip
     assert len(found) > 100
     assert [place for place, text in found if text.endswith(".")] == []
+
+
+def test_a_sentence_names_a_few_of_many():
+    assert some_of(["a", "b"]) == "a, b" and some_of(list("abcdef"), 4) == "a, b, c, d and 2 more"
+    assert some_of(["x\ny", "z" * 200]) == "x?y, " + "z" * 160
 
 
 def test_other_errors_keep_their_traceback():
