@@ -4,6 +4,7 @@ Shapes: N samples at 16 kHz.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import soxr
@@ -64,7 +65,7 @@ def add_noise(
 
     The spectrum is drawn, and not filtered: one transform in place of two.
     """
-    size = next_fast_len(len(audio), real=True)
+    size: Any = next_fast_len(len(audio), real=True)
     bins = size // 2 + 1
     spectrum = rng.standard_normal(2 * bins, dtype=np.float32).view(np.complex64)
     if colour:
