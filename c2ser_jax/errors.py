@@ -1,12 +1,19 @@
 """User errors as one clear sentence, and the exit codes of every command."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
 class UserError(Exception):
     """Something the user gave is wrong; the message says what, where and how to mend it."""
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """The first `most` names for a sentence, cut and printable, and how many more there are."""
+    shown = ", ".join(name[:160] for name in names[:most])
+    shown = "".join(letter if letter.isprintable() else "?" for letter in shown)
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def run_command(main: Callable[[list[str] | None], int]) -> NoReturn:

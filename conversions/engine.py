@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from c2ser_jax.errors import UserError
+from c2ser_jax.errors import UserError, some_of
 from conversions.tensors import LazyTensor
 
 View = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
@@ -194,7 +194,7 @@ def plan(
         "wrong shape": wrong,
     }
     if any(lists.values()):
-        told = "; ".join(f"{title}: {_some(names)}" for title, names in lists.items() if names)
+        told = "; ".join(f"{title}: {some_of(names, 4)}" for title, names in lists.items() if names)
         raise UserError(f"{source} doesn't fit the model: {told}. {hint}")
     return made
 
@@ -210,12 +210,6 @@ def _misfit(match: Match, tensor: LazyTensor, shape: tuple[int, ...]) -> str:
         wanted = shape if match.layer is None else shape[1:]
         return f"is {list(tensor.shape)}, {match.target} holds {list(wanted)}"
     return ""
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    shown = ", ".join(name[:160] for name in names[:most])
-    shown = "".join(letter if letter.isprintable() else "?" for letter in shown)
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def elements(shapes: Shapes) -> int:

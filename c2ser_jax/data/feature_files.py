@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from c2ser_jax.errors import UserError
+from c2ser_jax.data.files import TEXT
+from c2ser_jax.errors import UserError, some_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class FeatureTable:
         rows = {utterance_id: row for row, utterance_id in enumerate(self.ids)}
         if len(rows) != len(self.ids):
             repeated = next(name for row, name in enumerate(self.ids) if rows[name] != row)
-            raise UserError(f"the features name {repeated!r} twice; ids must differ.")
+            raise UserError(f"the features name {repeated!r} twice; ids must differ")
         object.__setattr__(self, "rows", rows)
 
     def __len__(self) -> int:
@@ -63,13 +64,8 @@ class FeatureTable:
         if bad:
             raise UserError(
                 f"{len(bad)} of {len(self)} utterances have features that are NaN or infinite "
-                f"({_some(bad)}); extract them again or leave them out."
+                f"({some_of(bad)}); extract them again or leave them out"
             )
-
-
-def _some(names: list[str], shown: int = 5) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def stack_features(
@@ -88,16 +84,16 @@ def stack_features(
 def _stack(parts: Sequence[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]) -> FeatureTable:
     """Lays (id, shape, function that gives the array) end to end, one array in use at a time."""
     if not parts:
-        raise UserError("there are no features: give at least one utterance.")
+        raise UserError("there are no features: give at least one utterance")
     shapes = []
     for name, shape, _ in parts:
         shape = (1,) * (2 - len(shape)) + shape
         if len(shape) != 2 or not all(shape):
-            raise UserError(f"features of {name!r} have the shape {shape}, not (frames, F).")
+            raise UserError(f"features of {name!r} have the shape {shape}, not (frames, F)")
         if shapes and shape[1] != shapes[0][1]:
             raise UserError(
                 f"features of {name!r} are {shape[1]} wide but those of {parts[0][0]!r} "
-                f"{shapes[0][1]}; use features of one model only."
+                f"{shapes[0][1]}; use features of one model only"
             )
         shapes.append(shape)
     lengths = np.array([length for length, _ in shapes], np.int64)
@@ -121,9 +117,9 @@ def read_feature_folder(directory: Path | str, ids: Collection[str] | None = Non
     wanted = None if ids is None else set(ids)
     index = directory / "index.jsonl"
     if not index.is_file():
-        raise UserError(f"{index} does not exist; give a folder written by c2ser_jax.extract.")
+        raise UserError(f"{index} does not exist; give a folder written by c2ser_jax.extract")
     parts = []
-    for number, line in enumerate(index.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(index.read_text(**TEXT).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -131,28 +127,28 @@ def read_feature_folder(directory: Path | str, ids: Collection[str] | None = Non
             name = row["id"]
             file = row.get("file", f"{name}.npy")
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"{index}, line {number} is not a row with an id; mend it.") from None
+            raise UserError(f"{index}, line {number} is not a row with an id; mend it") from None
         if wanted is None or name in wanted:
             read = partial(_open_array, directory, file, name)
             parts.append((str(name), read().shape, read))
     if not parts:
-        raise UserError(f"{index} lists none of the utterances wanted; extract them first.")
+        raise UserError(f"{index} lists none of the utterances wanted; extract them first")
     return _stack(parts)
 
 
 def _open_array(directory: Path, file: str, name: str) -> np.ndarray:
     """A map of the file, open for as long as the array is referred to."""
     if Path(file).name != file:
-        raise UserError(f"{directory}/index.jsonl names the file {file!r} outside its folder.")
+        raise UserError(f"{directory}/index.jsonl names the file {file!r} outside its folder")
     path = directory / file
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"features of {name!r} can't be read from {path} ({error}); extract them again."
+            f"features of {name!r} can't be read from {path} ({error}); extract them again"
         ) from None
     if array.dtype.kind != "f":
-        raise UserError(f"{path} holds {array.dtype} values, not floating-point features.")
+        raise UserError(f"{path} holds {array.dtype} values, not floating-point features")
     return array
 
 
@@ -175,23 +171,23 @@ def read_stacked(
     paths = {suffix: Path(f"{prefix}.{suffix}") for suffix in ("npy", "lengths", "emo")}
     for path in paths.values():
         if not path.is_file():
-            raise UserError(f"{path} does not exist; {prefix} needs .npy, .lengths and .emo.")
+            raise UserError(f"{path} does not exist; {prefix} needs .npy, .lengths and .emo")
     frames = np.asarray(_open_array(paths["npy"].parent, paths["npy"].name, str(prefix)))
     try:
         lengths = np.array([int(line) for line in paths["lengths"].read_text("utf-8").split()])
     except ValueError as error:
         raise UserError(
-            f"{paths['lengths']} must hold one whole number per line: {error}."
+            f"{paths['lengths']} must hold one whole number per line: {error}"
         ) from None
     rows = [line.split("\t") for line in paths["emo"].read_text("utf-8").splitlines() if line]
     if any(len(row) != 2 for row in rows):
-        raise UserError(f"{paths['emo']} must hold `name<TAB>label` on every line.")
+        raise UserError(f"{paths['emo']} must hold `name<TAB>label` on every line")
     if len(rows) != len(lengths):
-        raise UserError(f"{prefix}: {len(lengths)} lengths but {len(rows)} labels.")
+        raise UserError(f"{prefix}: {len(lengths)} lengths but {len(rows)} labels")
     if frames.ndim != 2 or lengths.sum() != len(frames) or (lengths < 1).any():
         raise UserError(
             f"{prefix}: the lengths add up to {lengths.sum()} frames of at least 1 each, but the "
-            f"array has the shape {frames.shape}."
+            f"array has the shape {frames.shape}"
         )
     starts = np.cumsum(lengths) - lengths
     kept = (lengths >= (min_frames or 1)) & (lengths <= (max_frames or lengths.max()))

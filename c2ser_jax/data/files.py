@@ -1,5 +1,6 @@
-"""Files that are replaced whole: written under a hidden name first, then renamed."""
+"""Files that are replaced whole, written under a hidden name and then renamed; rows of JSON."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -38,6 +39,30 @@ def write_text(path: Path | str, text: str) -> Path:
     with replacing(path) as part:
         part.write_text(text, **TEXT)
     return Path(path)
+
+
+def read_rows(path: Path, *, strict: bool = False) -> list[dict[str, Any]]:
+    """JSON objects of a log, a line each; none when there is no file.
+
+    A last line cut short by an interruption is left out, and so is what else is no JSON.
+
+    Raises:
+      UserError: `strict`, and a line before the last is no JSON.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_text(**TEXT).rstrip("\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line or "null")
+        except ValueError:
+            if strict and number < len(lines):
+                raise UserError(f"{path}, line {number} is not JSON; remove or mend it") from None
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
 
 
 def check_writable(directory: Path | str) -> None:

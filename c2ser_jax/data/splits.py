@@ -85,7 +85,7 @@ def emobox_folds(
             if missing and not allow_missing:
                 raise UserError(
                     f"{path}: {len(missing)} of {len(listed)} listed utterances are not in the "
-                    f"data, as {missing[0]!r}; give the whole corpus"
+                    f"data, such such as {missing[0]!r}; give the whole corpus"
                 )
             found = [ours[key] for key in keys if key is not None]
             parts[part] = [row for row in found if row is not None]

@@ -28,7 +28,7 @@ def class_indices(labels: Sequence[Any] | np.ndarray, classes: Sequence[str], wh
         if index is None or not 0 <= index < len(classes):
             raise UserError(
                 f"{what} {label!r} at position {position} is not one of the {len(classes)} classes "
-                f"({', '.join(map(str, classes))}); map it or leave the item out."
+                f"({', '.join(map(str, classes))}); map it or leave the item out"
             )
         result[position] = index
     return result
@@ -67,10 +67,10 @@ def scores_from_confusion(confusion: np.ndarray) -> dict[str, np.ndarray]:
 def _checked(targets, predictions, classes):
     if len(targets) != len(predictions):
         raise UserError(
-            f"{len(targets)} targets but {len(predictions)} predictions: give one for each item."
+            f"{len(targets)} targets but {len(predictions)} predictions: give one for each item"
         )
     if len(targets) == 0:
-        raise UserError("there is nothing to score: the list of targets is empty.")
+        raise UserError("there is nothing to score: the list of targets is empty")
     return (
         class_indices(targets, classes, "target"),
         class_indices(predictions, classes, "prediction"),
@@ -162,14 +162,14 @@ def bootstrap_intervals(
     true, guess = _checked(targets, predictions, classes)
     for name in metrics:
         if name not in METRICS:
-            raise UserError(f"unknown metric {name!r}; known are {', '.join(METRICS)}.")
+            raise UserError(f"unknown metric {name!r}; known are {', '.join(METRICS)}")
     rng, size = np.random.default_rng(seed), len(classes)
     if groups is None:
         cells = confusion_matrix(true, guess, size).ravel()
         draws = rng.multinomial(len(true), cells / cells.sum(), size=resamples)  # [R, C * C]
     else:
         if len(groups) != len(true):
-            raise UserError(f"{len(groups)} group names for {len(true)} items: give one for each.")
+            raise UserError(f"{len(groups)} group names for {len(true)} items: give one for each")
         _, member = np.unique(np.asarray([str(g) for g in groups]), return_inverse=True)
         count = int(member.max()) + 1
         parts = np.stack(
@@ -242,7 +242,7 @@ def expected_calibration_error(
     if len(targets) == 0 or probabilities.shape[0] != len(targets):
         raise UserError(
             f"calibration needs one row of probabilities per target, not {probabilities.shape} "
-            f"for {len(targets)} targets."
+            f"for {len(targets)} targets"
         )
     confidence = probabilities.max(axis=1)
     correct = (probabilities.argmax(axis=1) == targets).astype(np.float64)

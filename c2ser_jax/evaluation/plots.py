@@ -3,7 +3,6 @@
 Drawn on figures of their own (no pyplot), so nothing depends on a display or on global state.
 """
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from c2ser_jax.data.files import replacing
+from c2ser_jax.data.files import read_rows, replacing
 from c2ser_jax.errors import UserError
 
 _INK, _MUTED, _GRID = "#1f2430", "#6b7280", "#e5e7eb"
@@ -59,7 +58,7 @@ def confusion_picture(
     size = len(classes)
     if counts.shape != (size, size):
         raise UserError(
-            f"a confusion matrix of {size} classes must be {size} x {size}, not {counts.shape}."
+            f"a confusion matrix of {size} classes must be {size} x {size}, not {counts.shape}"
         )
     support = counts.sum(axis=1)
     share = counts / np.maximum(support, 1)[:, None]
@@ -118,7 +117,10 @@ def read_curves(records: Path | str | Iterable[Mapping[str, Any]]) -> dict[str, 
         UserError: the file is missing or a line before its last is not JSON.
     """
     if isinstance(records, (str, Path)):
-        records = _read_lines(Path(records))
+        path = Path(records)
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: give the metrics.jsonl of a training run")
+        records = read_rows(path, strict=True)
     points: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         if not isinstance(record.get("step"), (int, float)):
@@ -128,23 +130,6 @@ def read_curves(records: Path | str | Iterable[Mapping[str, Any]]) -> dict[str, 
             if name.rsplit("/", 1)[-1] != "step":
                 points.setdefault(name, []).append((float(record["step"]), value))
     return {name: np.asarray(rows) for name, rows in points.items()}
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: give the metrics.jsonl of a training run.")
-    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number} is not JSON; remove or mend it.") from None
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
@@ -197,7 +182,7 @@ def curves_picture(
     chosen = [(panel, names) for panel, names in chosen if names]
     if panels and not chosen:
         raise UserError(
-            f"there is no curve to draw for {path}: found the names {sorted(curves) or 'none'}."
+            f"there is no curve to draw for {path}: found the names {sorted(curves) or 'none'}"
         )
     figure = _figure(5.2 * max(1, len(chosen)) + 0.4, 3.9)
     if not chosen:

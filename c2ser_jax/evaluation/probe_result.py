@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from c2ser_jax.errors import some_of
 from c2ser_jax.evaluation.metrics import (
     bootstrap_intervals,
     classification_metrics,
@@ -159,6 +160,7 @@ def _warnings(folds: Sequence[FoldResult], lost: Sequence[str]) -> list[str]:
     elif not any(fold.speakers for fold in folds):
         found.append("speakers are unknown, so nobody can say whether folds share voices")
     if lost:
-        names = ", ".join(lost[:5]) + (" …" if len(lost) > 5 else "")
-        found.append(f"scored without {len(lost)} utterances that have no features: {names}")
+        found.append(
+            f"scored without {len(lost)} utterances that have no features: {some_of(lost)}"
+        )
     return found

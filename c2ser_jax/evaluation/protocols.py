@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from c2ser_jax.data.feature_files import FeatureTable, read_feature_folder, stack_features
-from c2ser_jax.errors import UserError
+from c2ser_jax.errors import UserError, some_of
 from c2ser_jax.evaluation.metrics import classification_metrics
 from c2ser_jax.evaluation.probe_result import FoldResult, ProbeResult, gather_folds
 from c2ser_jax.evaluation.report import percent
@@ -54,10 +54,6 @@ def _members(fold: "Fold") -> list["Utterance"]:
     return [*fold.train, *fold.dev, *fold.test]
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _label_numbers(
     table: FeatureTable,
     folds: Sequence["Fold"],
@@ -74,14 +70,14 @@ def _label_numbers(
     missing = [name for name, label in named.items() if label is None]
     if missing:
         raise UserError(
-            f"{len(missing)} utterances of the folds have no label ({_some(missing)}); give them "
-            "one or leave them out of the lists."
+            f"{len(missing)} utterances of the folds have no label ({some_of(missing)}); give them "
+            "one or leave them out of the lists"
         )
     found = sorted({str(label) for label in named.values()})
     names = list(classes) if classes is not None else found
     unknown = [label for label in found if label not in names]
     if unknown:
-        raise UserError(f"labels {_some(unknown)} are not among the classes {', '.join(names)}.")
+        raise UserError(f"labels {some_of(unknown)} are not among the classes {', '.join(names)}")
     numbers = np.full(len(table), -1)
     for name, label in named.items():
         if name in table.rows:
@@ -96,8 +92,8 @@ def _drop_missing(
     lost = sorted({u.id for f in folds for u in _members(f) if u.id not in table.rows})
     if lost and not allow:
         raise UserError(
-            f"{len(lost)} utterances of the folds have no features ({_some(lost)}); a score "
-            "without them is not comparable: extract them, or allow it explicitly."
+            f"{len(lost)} utterances of the folds have no features ({some_of(lost)}); a score "
+            "without them is not comparable: extract them, or allow it explicitly"
         )
     parts = [
         {k: [u for u in getattr(f, k) if u.id in table.rows] for k in ("train", "dev", "test")}
@@ -108,11 +104,11 @@ def _drop_missing(
         if overlap:
             raise UserError(
                 f"fold {fold.name}: {len(overlap)} test utterances are in its training data too "
-                f"({_some(sorted(overlap))})."
+                f"({some_of(sorted(overlap))})"
             )
         if not part["train"] or not part["test"]:
             empty = "test" if part["train"] else "training"
-            raise UserError(f"fold {fold.name} has no {empty} utterances; check its lists.")
+            raise UserError(f"fold {fold.name} has no {empty} utterances; check its lists")
     return parts, lost
 
 
@@ -145,7 +141,7 @@ def run_probe(
             utterances are in its training data.
     """
     if not folds:
-        raise UserError("there is no fold to run the probe on.")
+        raise UserError("there is no fold to run the probe on")
     table = _load(features, folds)
     table.check_finite()
     parts, lost = _drop_missing(table, folds, allow_missing)

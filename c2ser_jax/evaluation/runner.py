@@ -54,7 +54,7 @@ def match_labels(
             ignore_unknown=skip_unknown,
         )
     except UserError as error:
-        raise UserError(f"{error} Or leave such rows out with --skip-unknown-labels.") from None
+        raise UserError(f"{error}; or leave such rows out with --skip-unknown-labels") from None
     targets = {place: classes[index] for place, index in enumerate(found) if index >= 0}
     unknown: dict[str, int] = {}
     for utterance, index in zip(utterances, found, strict=True):

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from c2ser_jax.data.files import TEXT, unwritable, write_text
+from c2ser_jax.data.files import TEXT, read_rows, unwritable, write_text
 from c2ser_jax.errors import UserError
 
 INDEX, ERRORS, SETTINGS = "index.jsonl", "errors.jsonl", "extract.json"
@@ -238,21 +238,6 @@ class FrameFile:
         """Removes what was written."""
         self._file.close()
         self._part.unlink(missing_ok=True)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """JSON rows of a log; a last line cut short by an interruption is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(**TEXT).splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "id" in row:
-            rows.append(row)
-    return rows
 
 
 def _line(row: Mapping[str, Any]) -> str:

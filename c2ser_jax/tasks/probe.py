@@ -132,7 +132,7 @@ def train_grid(
     if not len(train) or not len(dev):
         raise UserError(
             f"the probe got {len(train)} training and {len(dev)} development utterances; it needs "
-            "both: check the fold and its labels."
+            "both: check the fold and its labels"
         )
     if cfg.standardize:
         packed = _standardized(packed, train)
@@ -177,7 +177,7 @@ def train_grid(
     if not best_epochs.any():
         raise UserError(
             "the probe's loss was never finite: the features hold huge values, or the learning "
-            f"rates {cfg.learning_rates} are far too high."
+            f"rates {cfg.learning_rates} are far too high"
         )
     chosen = max(range(len(points)), key=lambda g: (best_score[g], -best_loss[g]))
     own = narrow_params(

@@ -45,17 +45,17 @@ class ProbeConfig:
     def __post_init__(self):
         for name in ("epochs", "batch_size", "warmup_epochs", "cycle_epochs"):
             if getattr(self, name) < 1:
-                raise UserError(f"probe {name} is {getattr(self, name)}; it must be at least 1.")
+                raise UserError(f"probe {name} is {getattr(self, name)}; it must be at least 1")
         for name in ("learning_rates", "hidden"):
             values = getattr(self, name)
             if not values or min(values) <= 0:
-                raise UserError(f"probe {name} is {values}; give one or more positive numbers.")
+                raise UserError(f"probe {name} is {values}; give one or more positive numbers")
         if not 0 < self.dev_share < 1:
-            raise UserError(f"probe dev_share is {self.dev_share}; it must lie between 0 and 1.")
+            raise UserError(f"probe dev_share is {self.dev_share}; it must lie between 0 and 1")
         if self.clip_norm < 0:
-            raise UserError(f"probe clip_norm is {self.clip_norm}; give 0 (off) or more.")
+            raise UserError(f"probe clip_norm is {self.clip_norm}; give 0 (off) or more")
         if not 0 <= self.momentum[0] <= self.momentum[1] < 1:
-            raise UserError(f"probe momentum is {self.momentum}; give lowest, highest in [0, 1).")
+            raise UserError(f"probe momentum is {self.momentum}; give lowest, highest in [0, 1)")
 
     @property
     def points(self) -> tuple[tuple[float, int], ...]:

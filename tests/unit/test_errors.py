@@ -1,8 +1,13 @@
 """Commands end with one sentence and an exit code for what a user can mend."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
-from c2ser_jax.errors import UserError, run_command
+from c2ser_jax.errors import UserError, run_command, some_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -21,6 +26,29 @@ def test_what_a_user_can_mend_is_one_line(capsys, error, code, words):
         run_command(main)
     printed = capsys.readouterr().err
     assert ended.value.code == code and printed.startswith(words) and printed.count("\n") == 1
+
+
+def sentences(path):
+    """(line, last literal) of every `UserError` that a file raises with a text."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError" and node.args:
+            last = (
+                node.args[0].values[-1] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]
+            )
+            if isinstance(last, ast.Constant):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", last.value
+
+
+def test_sentences_end_alike_without_a_full_stop():
+    found = [s for top in ("c2ser_jax", "conversions") for p in (ROOT / top).rglob("*.py")
+             for s in sentences(p)]  # fmt: skip
+    assert len(found) > 100
+    assert [place for place, text in found if text.endswith(".")] == []
+
+
+def test_a_sentence_names_a_few_of_many():
+    assert some_of(["a", "b"]) == "a, b" and some_of(list("abcdef"), 4) == "a, b, c, d and 2 more"
+    assert some_of(["x\ny", "z" * 200]) == "x?y, " + "z" * 160
 
 
 def test_other_errors_keep_their_traceback():

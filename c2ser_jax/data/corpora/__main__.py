@@ -36,10 +36,10 @@ def report(name: str, prepared: Prepared, expected: int, output: str) -> int:
     print(f"{name}: {len(rows)} of {expected} utterances -> {output}")
     print(table(rows))
     if prepared.repeated:
-        print(f"left out {len(prepared.repeated)} repeated copies, as {prepared.repeated[0]}")
+        print(f"left out {len(prepared.repeated)} repeated copies, such as {prepared.repeated[0]}")
     if prepared.foreign:
         word = "not found" if name == "emobox" else "not of this corpus"
-        print(f"left out {len(prepared.foreign)} files {word}, as {prepared.foreign[0]}")
+        print(f"left out {len(prepared.foreign)} files {word}, such as {prepared.foreign[0]}")
     if len(rows) < expected:
         print(f"warning: {expected - len(rows)} utterances are missing", file=sys.stderr)
         return 1

@@ -52,7 +52,7 @@ def prepare(corpus: Corpus, root: str | Path) -> Prepared:
         else:
             found[utterance.id] = at(utterance, path)
     if not found:
-        seen = f" ({len(foreign)} other audio files, as {foreign[0]})" if foreign else ""
+        seen = f" ({len(foreign)} other audio files, such as {foreign[0]})" if foreign else ""
         raise UserError(f"{folder}: no file of {corpus.title} is in this folder{seen}")
     return Prepared([found[key] for key in sorted(found)], foreign, repeated)
 

@@ -151,5 +151,8 @@ def prepare_emobox(root: str | Path, lists: str | Path) -> Prepared:
         else:
             found.append(at(row, place))
     if not found:
-        raise UserError(f"{root}: none of the {len(rows)} listed files is here, as {rows[0].path}")
+        raise UserError(
+            f"{root}: none of the {len(rows)} listed files is here, such as {rows[0].path}; "
+            "give the folder of the set's audio"
+        )
     return Prepared(found, missing)

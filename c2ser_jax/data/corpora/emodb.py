@@ -27,7 +27,7 @@ _NAME = re.compile(r"(\d\d)([ab]\d\d)([WLEAFTN])([a-z]?)")
 
 
 def parse(path: PurePath) -> Utterance | None:
-    """Speaker, sentence and emotion from a name as 03a01Fa."""
+    """Speaker, sentence and emotion from a name such as 03a01Fa."""
     match = _NAME.fullmatch(path.stem)
     if match is None:
         return None

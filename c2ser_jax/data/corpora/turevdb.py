@@ -14,7 +14,7 @@ _NAME = re.compile(r"(\d{4})_(kz|sk|mt|hl)_(.+)")
 
 
 def parse(path: PurePath) -> Utterance | None:
-    """Speaker, emotion and word from a name as 1984_sk_dil."""
+    """Speaker, emotion and word from a name such as 1984_sk_dil."""
     match = _NAME.fullmatch(path.stem)
     if match is None:
         return None

@@ -14,7 +14,7 @@ _NAME = re.compile(r"(S([MF])\d+)_F\d+_([AHNS])\d+")
 
 
 def parse(path: PurePath) -> Utterance | None:
-    """Speaker and emotion from a name as SM20_F8_N012."""
+    """Speaker and emotion from a name such as SM20_F8_N012."""
     match = _NAME.fullmatch(path.stem)
     if match is None:
         return None

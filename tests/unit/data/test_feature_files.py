@@ -35,6 +35,10 @@ def test_a_folder_gives_back_what_was_written(tmp_path):
     some = read_feature_folder(str(folder), ids=["c", "a", "unknown"])
     assert_holds(some, ["a", "c"])
     assert some.frames.shape == (3, 3)
+    odd = [{"id": "a\u2028b", "file": "f0.npy"}, {"id": "\udcff", "file": "f1.npy"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in odd)
+    (folder / "index.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert read_feature_folder(folder).ids == ("a\u2028b", "\udcff")
 
 
 def test_a_folder_of_more_files_than_a_process_may_open_is_read(tmp_path):

@@ -1,11 +1,12 @@
 """Files are replaced whole or not at all, and a place that can't be written is one sentence."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 
-from c2ser_jax.data.files import check_writable, replacing, write_text
+from c2ser_jax.data.files import check_writable, read_rows, replacing, write_text
 from c2ser_jax.data.manifest import Utterance, write_manifest
 from c2ser_jax.errors import UserError
 
@@ -41,6 +42,19 @@ def test_a_full_disk_and_a_file_for_a_folder_are_one_sentence(tmp_path, monkeypa
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(UserError, match="b.txt: No space left on device; make room"):
         write_text(tmp_path / "b.txt", "x")
+
+
+def test_rows_are_read_up_to_a_line_cut_short(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert read_rows(path) == []
+    rows = [{"id": "a\u2028b"}, {"id": "\udcff"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(path, f"{text}\n[1]\n" + '{"id": "c')
+    assert read_rows(path) == read_rows(path, strict=True) == rows
+    write_text(path, '{"half\n' + text)
+    assert read_rows(path) == rows
+    with pytest.raises(UserError, match="log.jsonl, line 1 is not JSON"):
+        read_rows(path, strict=True)
 
 
 def test_a_writable_place_is_not_touched_by_the_check(tmp_path):

@@ -116,7 +116,10 @@ def write_folds(folder, keys, name="emodb"):
         part.mkdir(parents=True)
         for kind in ("train", "test"):
             chosen = [k for i, k in enumerate(keys) if (i % 2 == fold - 1) == (kind == "test")]
-            lines = [{"key": k, "wav": f"downloads/{name}/{k}.wav", "emo": "x"} for k in chosen]
+            lines = [
+                {"key": k, "wav": f"downloads/{k.removeprefix(f'{name}-')}.wav", "emo": "x"}
+                for k in chosen
+            ]
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (part / f"{name}_{kind}_fold_{fold}.jsonl").write_text(text)
     return folder
@@ -194,7 +197,7 @@ def test_emodb_folds_join_with_the_metadata_and_share_their_speakers(tmp_path, p
 def test_ravdess_folds_share_no_speaker(tmp_path, place):
     if place == "made":
         place = tmp_path
-        names = [f"ravdess-03-01-05-01-02-01-{1 + i % 6:02d}-{i}" for i in range(24)]
+        names = [f"ravdess-03-01-{1 + i // 6:02d}-01-02-01-{1 + i % 6:02d}" for i in range(24)]
         folder = write_folds(place / "emobox" / "ravdess", names, "ravdess")
         (folder / "label_map.json").write_text(json.dumps({"x": "Angry"}))
     folder = place / "emobox" / "ravdess"
