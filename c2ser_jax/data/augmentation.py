@@ -65,7 +65,7 @@ def add_noise(
     The spectrum is drawn, and not filtered: one transform in place of two.
     """
     size = next_fast_len(len(audio), real=True)
-    bins = size // 2 + 1
+    bins = size // 2 + 1  # pyright: ignore[reportOperatorIssue]
     spectrum = rng.standard_normal(2 * bins, dtype=np.float32).view(np.complex64)
     if colour:
         frequency = np.maximum(np.arange(bins, dtype=np.float32), 1)
