@@ -13,7 +13,7 @@ from c2ser_jax.errors import UserError
 # only where things lie, how they are computed, and what is seen or kept.
 FREE_FIELDS = frozenset(
     "workdir output progress tensorboard log_every save_every keep_last keep_every evaluate_every "
-    "workers threads mesh versions cache root".split()
+    "workers threads mesh versions cache root allow_leakage".split()
 )
 
 

@@ -246,8 +246,8 @@ def test_names_in_any_script_are_written_whatever_the_locale(tmp_path):
     code = (
         "import sys\n"
         "from c2ser_jax.training.checkpoint import ModelDescription, write_model\n"
-        "description = ModelDescription('emotion2vec', {}, ['fröhlich'])\n"
-        "write_model(sys.argv[1], description, [], trained_on=[{'id': '生气'}])\n"
+        "description = ModelDescription('emotion2vec', {}, ['fr\\xf6hlich'])\n"
+        "write_model(sys.argv[1], description, [], trained_on=[{'id': '\\u751f\\u6c14'}])\n"
     )
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     subprocess.run(
