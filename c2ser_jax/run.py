@@ -12,7 +12,7 @@ from c2ser_jax.data.splits import Fold
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.probe_result import FoldResult, ProbeResult, gather_folds
 from c2ser_jax.evaluation.report import write_text
-from c2ser_jax.fold_run import FoldRun, together
+from c2ser_jax.fold_run import FoldRun, alone, together
 from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.distributed import is_main_process
 from c2ser_jax.parallel.mesh import make_mesh
@@ -79,6 +79,13 @@ def _execute(
             say(
                 f"{fold.name} {stage}: UA {result.metrics['ua']:.1%}, WA {result.metrics['wa']:.1%}"
             )
+    return alone(stop, lambda: _report_all(run, scores, labels, lost, workdir, say)) or {}
+
+
+def _report_all(
+    run: RunConfig, scores: dict[str, list[FoldResult]], labels: list[str], lost: list[str],
+    workdir: Path, say: Say,
+) -> dict[str, ProbeResult]:  # fmt: skip
     results = {stage: _report(run, stage, found, labels, lost, workdir, say)
                for stage, found in scores.items()}  # fmt: skip
     models = sorted([*workdir.glob("*/model"), *workdir.glob("*/*/model")])
