@@ -24,12 +24,12 @@ def arguments(tmp_path_factory):
 def test_files_that_fail_while_training_are_listed(arguments, tmp_path, capsys):
     assert run(tmp_path, *arguments, "--pretrain.batches.max_bad_share", 0.4) == 0
     rows = read_rows(tmp_path / "bad_files.jsonl")
-    assert len(rows) == 2 and all(row["id"].endswith("-1") for row in rows)
+    assert len(rows) == 3 and all(row["id"].endswith("-1") for row in rows)
     assert {row["reason"] for row in rows} == {"not finite"}
     assert "2 files failed while it trained" in capsys.readouterr().out
 
 
 def test_too_many_files_that_fail_while_training_stop_the_run(arguments, tmp_path):
-    with pytest.raises(UserError, match="2 of 6 files cannot be used(.|\n)*-1: not finite"):
+    with pytest.raises(UserError, match="3 of 9 files cannot be used(.|\n)*-1: not finite"):
         run(tmp_path, *arguments, "--pretrain.batches.max_bad_share", 0.3)
     assert not (tmp_path / "pretrain/model").exists()
