@@ -39,8 +39,7 @@ __all__ = [
 _CACHED = ("batch", "time", "kv_heads", "head_dim")
 
 
-@flax.struct.dataclass
-class KeyValues:
+class KeyValues(flax.struct.PyTreeNode):
     """Keys and values of all layers, with what later tokens must know about their slots.
 
     keys (rotated) and values dtype[L, B, T, K, C], or a tuple of L arrays dtype[B, T, K, C] where
@@ -56,8 +55,7 @@ class KeyValues:
     position: jax.Array
 
 
-@flax.struct.dataclass
-class Qwen2Output:
+class Qwen2Output(flax.struct.PyTreeNode):
     """What the model says about a batch.
 
     logits float32[B, S, V] ("all"), [B, V] ("last"), [B, Q, V] (chosen) or None; last_hidden
