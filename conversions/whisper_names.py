@@ -28,14 +28,19 @@ _WHOLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """One way to name the encoder's tensors, told by the presence of `sign`."""
+    """One way to name the encoder's tensors, told by the presence of `sign`.
+
+    `column` of the tables above; `layer` and `positions` follow `encoder.`; `sign` (the positions),
+    `conv1` and `fc1` are whole names.
+    """
 
     title: str
     column: int
     layer: str
     positions: str
     sign: str
-    depth: str  # matches once per layer, its number in group 1
+    conv1: str
+    fc1: str
 
     def rules(self, source: str = "encoder.", target: str = "encoder/") -> list[Rule]:
         """The rules from names beginning with `source` to paths beginning with `target`."""
@@ -55,15 +60,15 @@ class Naming:
 
 HUGGING_FACE = Naming(
     "Hugging Face", 1, "layers.{layer}.", "embed_positions.weight",
-    "encoder.embed_positions.weight", r"encoder\.layers\.([0-9]{1,4})\.fc1\.weight",
+    "encoder.embed_positions.weight", "encoder.conv1.weight", "encoder.layers.{layer}.fc1.weight",
 )  # fmt: skip
 OPENAI = Naming(
     "OpenAI", 2, "blocks.{layer}.", "positional_embedding",
-    "encoder.positional_embedding", r"encoder\.blocks\.([0-9]{1,4})\.mlp\.0\.weight",
+    "encoder.positional_embedding", "encoder.conv1.weight", "encoder.blocks.{layer}.mlp.0.weight",
 )  # fmt: skip
 WENET = Naming(
     "wenet", 3, "encoders.{layer}.", "embed.pos_enc.pe", "encoder.embed.pos_enc.pe",
-    r"encoder\.encoders\.([0-9]{1,4})\.feed_forward\.w_1\.weight",
+    "encoder.embed.conv.0.weight", "encoder.encoders.{layer}.feed_forward.w_1.weight",
 )  # fmt: skip
 NAMINGS = (HUGGING_FACE, OPENAI, WENET)
 
