@@ -2,6 +2,7 @@
 
 python -m conversions emotion2vec --from SRC [--config F] [--tokens F] --to DIR
 python -m conversions whisper --from SRC [--config F] --to DIR
+python -m conversions qwen2 --from HF_DIR [--lora PEFT_DIR] --to DIR
 python -m conversions export FAMILY --from DIR --to FILE
 python -m conversions verify FAMILY --from SRC --to DIR
 """
@@ -13,14 +14,30 @@ from pathlib import Path
 
 from c2ser_jax.errors import UserError, run_command
 from c2ser_jax.training.checkpoint import write_model
-from conversions import emotion2vec_import, export, verify, whisper, whisper_export
+from conversions import (
+    emotion2vec_import,
+    export,
+    qwen2_export,
+    qwen2_import,
+    verify,
+    whisper,
+    whisper_export,
+)
 from conversions.emotion2vec_import import Options
 from conversions.engine import elements
 from conversions.model_folder import open_source
 from conversions.reader import Checkpoint, open_checkpoint
 
-PREPARE = {"emotion2vec": emotion2vec_import.prepare, "whisper": whisper.prepare}
-EXPORT = {"emotion2vec": export.export, "whisper": whisper_export.export}
+PREPARE = {
+    "emotion2vec": emotion2vec_import.prepare,
+    "whisper": whisper.prepare,
+    "qwen2": qwen2_import.prepare,
+}
+EXPORT = {
+    "emotion2vec": export.export,
+    "whisper": whisper_export.export,
+    "qwen2": qwen2_export.export,
+}
 FAMILIES = tuple(PREPARE)
 
 
@@ -40,7 +57,7 @@ def _convert(arguments: list[str]) -> int:
     parser = _parser("", "converts a published checkpoint into a model directory")
     _paths(
         parser,
-        "checkpoint file (.pt, .safetensors); for whisper also a Hugging Face folder",
+        "checkpoint file (.pt, .safetensors); for whisper and qwen2 a Hugging Face folder",
         "model directory to create",
     )
     parser.add_argument("--config", type=Path, help="config.yaml or config.json of the model")
@@ -50,18 +67,25 @@ def _convert(arguments: list[str]) -> int:
         choices=("true", "false"),
         help="whether waveforms are normalised before the model (default: the source's own rule)",
     )
+    parser.add_argument("--lora", type=Path, help="peft folder with an adapter of a qwen2")
     parser.add_argument("--licence", help="licence of the weights, kept in the model directory")
     options = parser.parse_args(arguments)
     source, target = options.source, options.target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty directory; give another --to")
     normalize = None if options.normalize_waveform is None else options.normalize_waveform == "true"
-    wanted = Options(options.config, options.tokens, normalize, options.licence)
+    wanted = Options(options.config, options.tokens, normalize, options.licence, options.lora)
     if options.family != "emotion2vec" and (wanted.tokens or options.normalize_waveform):
         raise UserError("--tokens and --normalize-waveform belong to emotion2vec; leave them out")
+    if options.family != "qwen2" and wanted.lora:
+        raise UserError("--lora belongs to qwen2; leave it out")
     prepared = PREPARE[options.family](_open(options.family, source), wanted)
     write_model(
-        target, prepared.description, prepared.plan.leaves(), carried=prepared.carrier.leaves()
+        target,
+        prepared.description,
+        prepared.plan.leaves(),
+        carried=prepared.carrier.leaves(),
+        tokenizer=prepared.tokenizer,
     )
     notes = prepared.description.origin["notes"]
     print(
@@ -93,6 +117,8 @@ def _verify(arguments: list[str]) -> int:
     source = _open(options.family, options.source)
     if options.family == "whisper":
         return whisper_export.verify(source, options.target)
+    if options.family == "qwen2":
+        return qwen2_export.verify(source, options.target)
     return verify.verify(source, options.target, options.seed)
 
 
