@@ -90,17 +90,19 @@ def penalty_divides(monkeypatch):
     monkeypatch.setattr(beam, "penalise", lambda s, seen, p: scores.penalise(s, seen, 1 / p))
 
 
-def all_endings_count(monkeypatch):
+def length_is_ignored(monkeypatch):
     monkeypatch.setattr(beam, "_score", lambda sums, length, cfg: sums)
 
 
-@pytest.mark.parametrize("fault", [penalty_forgets, penalty_divides, all_endings_count])
+@pytest.mark.parametrize("fault", [penalty_forgets, penalty_divides, length_is_ignored])
 def test_planted_fault_in_the_search_shows(case, fault, monkeypatch):
     model, params, io, wanted = case
     fault(monkeypatch)
-    embeddings, mask = padded(io["ex0/inputs_embeds"])
+    rows = [padded(io[f"ex{i}/inputs_embeds"]) for i in range(len(wanted["examples"]))]
+    embeddings, mask = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     found = beam.beam_search(model, params, embeddings, mask, RULES)
-    assert ids(found) != wanted["examples"][0]["results"]["upstream_effective"]["ids"]
+    expected = [example["results"]["upstream_effective"]["ids"] for example in wanted["examples"]]
+    assert [ids(found, row) for row in range(len(rows))] != expected
 
 
 def test_plain_search_differs_from_the_published_one(case):
