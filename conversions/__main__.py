@@ -1,8 +1,10 @@
 """The command line of conversions.
 
 python -m conversions emotion2vec --from SRC [--config F] [--tokens F] --to DIR
-python -m conversions export emotion2vec --from DIR --to FILE
-python -m conversions verify emotion2vec --from SRC --to DIR
+python -m conversions whisper --from SRC [--config F] --to DIR
+python -m conversions qwen2 --from HF_DIR [--lora PEFT_DIR] --to DIR
+python -m conversions export FAMILY --from DIR --to FILE
+python -m conversions verify FAMILY --from SRC --to DIR
 """
 
 import argparse
@@ -12,13 +14,31 @@ from pathlib import Path
 
 from c2ser_jax.errors import UserError, run_command
 from c2ser_jax.training.checkpoint import write_model
-from conversions.emotion2vec_import import Options, prepare
+from conversions import (
+    emotion2vec_import,
+    export,
+    qwen2_export,
+    qwen2_import,
+    verify,
+    whisper,
+    whisper_export,
+)
+from conversions.emotion2vec_import import Options
 from conversions.engine import elements
-from conversions.export import export
-from conversions.reader import open_checkpoint
-from conversions.verify import verify
+from conversions.model_folder import open_source
+from conversions.reader import Checkpoint, open_checkpoint
 
-FAMILIES = ("emotion2vec",)
+PREPARE = {
+    "emotion2vec": emotion2vec_import.prepare,
+    "whisper": whisper.prepare,
+    "qwen2": qwen2_import.prepare,
+}
+EXPORT = {
+    "emotion2vec": export.export,
+    "whisper": whisper_export.export,
+    "qwen2": qwen2_export.export,
+}
+FAMILIES = tuple(PREPARE)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,24 +55,37 @@ def main(argv: list[str] | None = None) -> int:
 
 def _convert(arguments: list[str]) -> int:
     parser = _parser("", "converts a published checkpoint into a model directory")
-    _paths(parser, "checkpoint file (.pt, .safetensors)", "model directory to create")
-    parser.add_argument("--config", type=Path, help="config.yaml of the model")
+    _paths(
+        parser,
+        "checkpoint file (.pt, .safetensors); for whisper and qwen2 a Hugging Face folder",
+        "model directory to create",
+    )
+    parser.add_argument("--config", type=Path, help="config.yaml or config.json of the model")
     parser.add_argument("--tokens", type=Path, help="tokens.txt, one label per line")
     parser.add_argument(
         "--normalize-waveform",
         choices=("true", "false"),
         help="whether waveforms are normalised before the model (default: the source's own rule)",
     )
+    parser.add_argument("--lora", type=Path, help="peft folder with an adapter of a qwen2")
     parser.add_argument("--licence", help="licence of the weights, kept in the model directory")
     options = parser.parse_args(arguments)
     source, target = options.source, options.target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty directory; give another --to")
     normalize = None if options.normalize_waveform is None else options.normalize_waveform == "true"
-    wanted = Options(options.config, options.tokens, normalize, options.licence)
-    prepared = prepare(open_checkpoint(source), wanted)
+    wanted = Options(options.config, options.tokens, normalize, options.licence, options.lora)
+    if options.family != "emotion2vec" and (wanted.tokens or options.normalize_waveform):
+        raise UserError("--tokens and --normalize-waveform belong to emotion2vec; leave them out")
+    if options.family != "qwen2" and wanted.lora:
+        raise UserError("--lora belongs to qwen2; leave it out")
+    prepared = PREPARE[options.family](_open(options.family, source), wanted)
     write_model(
-        target, prepared.description, prepared.plan.leaves(), carried=prepared.carrier.leaves()
+        target,
+        prepared.description,
+        prepared.plan.leaves(),
+        carried=prepared.carrier.leaves(),
+        tokenizer=prepared.tokenizer,
     )
     notes = prepared.description.origin["notes"]
     print(
@@ -66,9 +99,13 @@ def _convert(arguments: list[str]) -> int:
 
 def _export(arguments: list[str]) -> int:
     parser = _parser("export ", "writes a model directory back in its source's layout")
-    _paths(parser, "model directory", "file to create (.pt or .safetensors)")
+    _paths(
+        parser,
+        "model directory",
+        "file to create (.pt or .safetensors), or folder where the source was one",
+    )
     options = parser.parse_args(arguments)
-    print(export(options.source, options.target))
+    print(EXPORT[options.family](options.source, options.target))
     return 0
 
 
@@ -77,7 +114,16 @@ def _verify(arguments: list[str]) -> int:
     _paths(parser, "checkpoint file", "model directory made of it")
     parser.add_argument("--seed", type=int, default=0, help="seed of the test waveform")
     options = parser.parse_args(arguments)
-    return verify(open_checkpoint(options.source), options.target, options.seed)
+    source = _open(options.family, options.source)
+    if options.family == "whisper":
+        return whisper_export.verify(source, options.target)
+    if options.family == "qwen2":
+        return qwen2_export.verify(source, options.target)
+    return verify.verify(source, options.target, options.seed)
+
+
+def _open(family: str, source: Path) -> Checkpoint:
+    return open_checkpoint(source) if family == "emotion2vec" else open_source(source)
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

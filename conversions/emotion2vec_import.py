@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Options:
     tokens: Path | None = None
     normalize: bool | None = None
     licence: str | None = None
+    lora: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Prepared:
     description: ModelDescription
     plan: Plan
     carrier: Carrier
+    tokenizer: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:

@@ -8,7 +8,9 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from c2ser_jax.errors import UserError, some_of
@@ -125,18 +127,25 @@ class Plan:
 
     shapes: Shapes
     parts: dict[str, list[tuple[Match, str, LazyTensor]]] = field(default_factory=dict)
+    keeps_half: Callable[[str], bool] = lambda path: False
 
-    def leaves(self) -> Iterator[tuple[str, tuple[int, ...], type, Callable[[], np.ndarray]]]:
-        """(name, shape, float32, read) of every parameter; `read()` gathers it from the file.
+    def dtype(self, path: str) -> np.dtype:
+        """bfloat16 where `keeps_half(path)` and all of its tensors are bfloat16; else float32."""
+        stored = {tensor.dtype.name for _, _, tensor in self.parts[path]}
+        is_half = stored == {"bfloat16"} and self.keeps_half(path)
+        return np.dtype(ml_dtypes.bfloat16 if is_half else np.float32)
+
+    def leaves(self) -> Iterator[tuple[str, tuple[int, ...], Any, Callable[[], np.ndarray]]]:
+        """(name, shape, dtype, read) of every parameter; `read()` gathers it from the file.
 
         While one is read, it and one block of some MiB are in memory. Raises `UserError` for a
         value that is not finite, and for a float64 that no float32 equals.
         """
         for path, shape in self.shapes.items():
-            yield path, shape, np.float32, lambda path=path: self._gather(path)
+            yield path, shape, self.dtype(path), lambda path=path: self._gather(path)
 
     def _gather(self, path: str) -> np.ndarray:
-        leaf = np.empty(self.shapes[path], np.float32)
+        leaf = np.empty(self.shapes[path], self.dtype(path))
         for match, name, tensor in self.parts[path]:
             part = match.within(leaf, tensor.shape)
             assert part is not None  # `plan` has checked it
@@ -157,16 +166,18 @@ class Plan:
 
 
 def plan(
-    table: Table, tensors: Mapping[str, LazyTensor], shapes: Shapes, *, source: str, hint: str
-) -> Plan:
+    table: Table, tensors: Mapping[str, LazyTensor], shapes: Shapes, *, source: str, hint: str,
+    keeps_half: Callable[[str], bool] = lambda path: False,
+) -> Plan:  # fmt: skip
     """Assigns every tensor; raises one `UserError` with the four lists when something is left.
 
     Unmapped source: tensors no rule knows. Unfilled target: parameters nothing fills, or not
     wholly. Unknown target: rules that name a parameter this model lacks. Wrong shape: the rest.
-    `source` names the file, `hint` says what to do.
+    `source` names the file, `hint` says what to do. `keeps_half` says of a parameter's path whether
+    it stays bfloat16 where the file has it so.
     """
     unmapped, unfilled, unknown, wrong = [], [], [], []
-    made = Plan(shapes)
+    made = Plan(shapes, keeps_half=keeps_half)
     taken: set[tuple[str, int | None]] = set()
     for name, tensor in tensors.items():
         match = table.match(name)

@@ -75,10 +75,10 @@ def source_layout(directory: Path) -> tuple[Any, dict[str, Any], tuple[str, ...]
                 f"{directory} lacks the parameter that {name} {list(shape)} came from; its "
                 "params.safetensors and carried.safetensors don't belong together"
             )
-        return _from_disk(part, dtype)
+        return from_disk(part, dtype)
 
     def keep(name: str, array: np.ndarray) -> OutTensor:
-        return kept.setdefault(name, _from_disk(array, array.dtype))
+        return kept.setdefault(name, from_disk(array, array.dtype))
 
     tree, notes = read_tree(carried, weight, keep, str(directory))
     state_path = notes.get("state_path")
@@ -97,7 +97,7 @@ def _upstream_tree(description: ModelDescription, params: Mapping[str, np.ndarra
             part = match.within(leaf, shape)
             if part is not None:
                 full = name if name.startswith("proj.") else prefix + name
-                state[full] = _from_disk(part, part.dtype)
+                state[full] = from_disk(part, part.dtype)
     tree: dict[str, Any] = {"args": None, "cfg": _upstream_cfg(description), "model": state}
     if description.labels:
         tree["labels"] = description.extra.get("label_tokens") or description.labels
@@ -127,7 +127,7 @@ def _metadata(directory: Path, notes: Mapping[str, Any]) -> dict[str, str]:
     return metadata
 
 
-def _from_disk(part: np.ndarray, dtype: np.dtype) -> OutTensor:
+def from_disk(part: np.ndarray, dtype: np.dtype) -> OutTensor:
     """A tensor read from a mapped file; the pages are given back once it was read."""
 
     def make() -> np.ndarray:

@@ -33,7 +33,7 @@ def verify(checkpoint: Checkpoint, directory: Path, seed: int = 0) -> int:
     """
     exported, _, _ = source_layout(directory)
     counts, differences = {"tensors": 0, "values": 0}, []
-    _compare(checkpoint.tree, exported, (), counts, differences)
+    compare(checkpoint.tree, exported, (), counts, differences)
     for line in differences[:10]:
         print(f"differs: {line}")
     print(
@@ -56,7 +56,7 @@ def has_source_implementation() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("funasr", "torch"))
 
 
-def _compare(source: Any, exported: Any, path: tuple, counts: dict[str, int], out: list) -> None:
+def compare(source: Any, exported: Any, path: tuple, counts: dict[str, int], out: list) -> None:
     """Walks both trees; tensors must be equal bit for bit once in the source's type."""
     name = "/".join(map(str, path)) or "the tree"
     if isinstance(source, LazyTensor):
@@ -67,12 +67,12 @@ def _compare(source: Any, exported: Any, path: tuple, counts: dict[str, int], ou
         if list(source) != list(exported):
             out.append(f"{name} (its keys)")
         for key in source.keys() & exported.keys():
-            _compare(source[key], exported[key], (*path, key), counts, out)
+            compare(source[key], exported[key], (*path, key), counts, out)
     elif isinstance(source, list | tuple) and type(source) is type(exported):
         if len(source) != len(exported):
             out.append(f"{name} (its length)")
         for i, (a, b) in enumerate(zip(source, exported, strict=False)):
-            _compare(a, b, (*path, i), counts, out)
+            compare(a, b, (*path, i), counts, out)
     else:
         counts["values"] += 1
         if source != exported and source == source:

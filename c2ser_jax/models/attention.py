@@ -1,6 +1,7 @@
 """Multi-head attention: one door for every model and implementation, and linear distance biases.
 
-Shapes: B batch, S sequence, H heads, C channels of one head, D = H * C width.
+Shapes: B batch, S sequence, T keys, H heads, K key-value heads, C channels of one head,
+D = H * C width.
 """
 
 from typing import Any, Literal, get_args
@@ -23,9 +24,10 @@ def attend(query, key, value, *, bias=None, mask=None, implementation: Implement
     """softmax(query @ key / sqrt(C) + bias) @ value, the softmax in float32.
 
     Args:
-      query, key, value: float[B, S, H, C].
-      bias: float[B | 1, H | 1, S, S] added to the scaled logits, or None.
-      mask: bool[B | 1, H | 1, S | 1, S], True = may be attended to, or None. A row without any
+      query: float[B, S, H, C].
+      key, value: float[B, T, K, C]; H is a multiple of K, and neighbouring heads share a key.
+      bias: float[B | 1, H | 1, S, T] added to the scaled logits, or None.
+      mask: bool[B | 1, H | 1, S | 1, T], True = may be attended to, or None. A row without any
         True gives finite numbers that mean nothing.
       implementation: "xla" or "cudnn"; nothing falls back silently.
       dropout_rate, dropout_key: dropout on the attention weights; no key means none.
@@ -60,6 +62,7 @@ def _attend_by_products(query, key, value, bias, mask, dropout_rate, dropout_key
     weights' sum and not [B, H, S, S]. Keys are padded to a multiple of SUM_BLOCK: an utterance's
     last keys are then added in the same order whatever padding follows them.
     """
+    (B, S, H, C), K = query.shape, key.shape[2]
     padding = -key.shape[1] % SUM_BLOCK
     if padding:
         mask = jnp.ones((1, 1, 1, key.shape[1]), bool) if mask is None else mask
@@ -67,15 +70,18 @@ def _attend_by_products(query, key, value, bias, mask, dropout_rate, dropout_key
         bias = None if bias is None else jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (0, padding)))
         key, value = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (key, value))
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # [B, H, S, C]
+    query = query.reshape(B, K, H // K * S, C)  # the heads of one key-value head, one below another
     wide = {"preferred_element_type": jnp.float32}
     query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     logits = jnp.matmul(query, jnp.swapaxes(key, -1, -2), **wide)
+    logits = logits.reshape(B, H, S, -1)
     logits = logits if bias is None else logits + rounded(bias)
     logits = logits if mask is None else jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
     weights = dropout(weights, dropout_rate, dropout_key).astype(value.dtype)
-    y = jnp.matmul(weights, value, **wide) / total
+    y = jnp.matmul(weights.reshape(B, K, H // K * S, -1), value, **wide)
+    y = y.reshape(B, H, S, C) / total
     return jnp.swapaxes(y.astype(query.dtype), 1, 2)
 
 

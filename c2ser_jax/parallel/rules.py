@@ -19,8 +19,10 @@ BATCH_AXES = ("data", "fsdp")
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", BATCH_AXES),
     ("heads", "tensor"),
+    ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("qkv", "tensor"),
+    ("vocabulary", "tensor"),
     ("width", "fsdp"),
     ("channels", "fsdp"),
     ("embed_in", None),
@@ -29,6 +31,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("head_dim", None),
     ("kernel", None),
     ("layers", None),
+    ("rank", None),
     ("samples", None),
     ("time", None),
     ("tokens", None),

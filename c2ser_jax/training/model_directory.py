@@ -4,6 +4,7 @@ DIR/config.json         kind, model config, labels, licence, origin, versions
 DIR/params.safetensors  parameters, named by path: "encoder/blocks/attn/qkv/kernel"
 DIR/carried.safetensors what a conversion carries along for export (optional)
 DIR/trained_on.jsonl    one {"id", "audio_sha256"} per training utterance (optional)
+DIR/tokenizer/          a language model's tokenizer files, as they were (optional)
 
 A directory appears whole or not at all: it is written beside its place, brought to the disk, and
 renamed. While a model is exchanged, the older one lies beside it as ".NAME.replaced-PID"; when the
@@ -28,6 +29,7 @@ from c2ser_jax.training.safetensors import Leaf, read_safetensors, write_safeten
 
 FORMAT = "c2ser_jax model"
 FORMAT_VERSION = 1
+TOKENIZER = "tokenizer"
 _MAX_CONFIG_BYTES = 16_000_000
 _CONFIG, _PARAMS, _CARRIED = "config.json", "params.safetensors", "carried.safetensors"
 _TRAINED_ON = "trained_on.jsonl"
@@ -52,6 +54,7 @@ def write_model(
     *,
     carried: Iterable[Leaf] | None = None,
     trained_on: Iterable[Mapping[str, Any]] | None = None,
+    tokenizer: Mapping[str, bytes] | None = None,
     replace: bool = False,
 ) -> None:
     """Writes a model directory whole, with one leaf in memory at a time, or leaves nothing behind.
@@ -84,6 +87,10 @@ def write_model(
         if trained_on is not None:
             rows = (json.dumps(dict(row), ensure_ascii=False) for row in trained_on)
             _write_lines(temporary / _TRAINED_ON, rows)
+        if tokenizer:
+            (temporary / TOKENIZER).mkdir()
+            for name, data in tokenizer.items():
+                (temporary / TOKENIZER / name).write_bytes(data)
         _exchange(temporary, target)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -137,7 +144,8 @@ def read_trained_on(directory: str | Path) -> list[dict[str, Any]] | None:
     if not path.exists():
         return None
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    for number, line in enumerate(lines if lines != [""] else [], 1):
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -131,7 +131,7 @@ def test_the_command_refuses_with_exit_code_2_and_one_line(tmp_path):
     "arguments",
     [
         [],
-        ["whisper", "--from", "a", "--to", "b"],
+        ["wav2vec", "--from", "a", "--to", "b"],
         ["emotion2vec", "--to", "b"],
         ["emotion2vec", "--from", "a", "--to", "b", "--normalize-waveform", "perhaps"],
         ["export", "emotion2vec", "--from", "a"],

@@ -26,7 +26,7 @@ def test_files_that_fail_while_training_are_listed(arguments, tmp_path, capsys):
     rows = read_rows(tmp_path / "bad_files.jsonl")
     assert len(rows) == 3 and all(row["id"].endswith("-1") for row in rows)
     assert {row["reason"] for row in rows} == {"not finite"}
-    assert "2 files failed while it trained" in capsys.readouterr().out
+    assert "3 files failed while it trained" in capsys.readouterr().out
 
 
 def test_too_many_files_that_fail_while_training_stop_the_run(arguments, tmp_path):

@@ -1,0 +1,1 @@
+"""Turns a language model's logits into answers: generation, label scoring, constraints."""

@@ -1,0 +1,139 @@
+"""Generation, label scoring and constraints on a tiny model."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from c2ser_jax.decoding.generate import DecodingConfig, generate
+from c2ser_jax.decoding.labels import pack_labels, score_labels
+from c2ser_jax.decoding.trie import build_trie
+from c2ser_jax.errors import UserError
+from c2ser_jax.models.qwen2 import Qwen2, unstack_layers
+from tests.tiny_qwen2 import TINY, prompts, tiny_params, without_scan
+
+MODEL = Qwen2(TINY)
+RULE = DecodingConfig(mode="greedy", max_new_tokens=7, eos=(4,), pad=4)
+SIZES = [5, 9, 7]
+
+
+def answers(rule, embeddings, mask, **options):
+    found = generate(MODEL, tiny_params(), embeddings, mask, rule, **options)
+    return [np.asarray(row)[:n].tolist() for row, n in zip(*found_rows(found), strict=True)]
+
+
+def found_rows(found):
+    return np.asarray(found.tokens), np.asarray(found.lengths)
+
+
+@pytest.mark.parametrize("mode", ["greedy", "published", "sample"])
+def test_a_batch_gives_what_its_rows_give_alone(mode):
+    rule = dataclasses.replace(RULE, mode=mode, temperature=1.5, top_k=9, top_p=0.9)
+    keys = jax.random.split(jax.random.key(5), len(SIZES))
+    options = {"key": keys} if mode == "sample" else {}
+    together = answers(rule, *prompts(SIZES, 12, "holes"), **options)
+    for row in range(len(SIZES)):
+        one = {name: value[row : row + 1] for name, value in options.items()}
+        assert answers(rule, *prompts(SIZES[row : row + 1], 12, "left"), **one) == [together[row]]
+    assert len({tuple(answer) for answer in together}) > 1
+
+
+def test_greedy_takes_the_best_token_of_the_whole_run():
+    (embeddings, mask), params = prompts([6], 6), tiny_params()
+    rule = dataclasses.replace(RULE, repetition_penalty=1.0)
+    (answer,) = answers(rule, embeddings, mask)
+    after = MODEL.apply({"params": params}, np.array([answer]), method="embed")
+    whole = np.concatenate([embeddings, after], 1)
+    logits = MODEL.apply({"params": params}, embeddings=whole).logits
+    assert np.argmax(logits[0, 5:-1], -1).tolist() == answer
+
+
+def test_layers_of_their_own_generate_the_same():
+    embeddings, mask = prompts(SIZES, 9)
+    rule = dataclasses.replace(RULE, mode="beam", beams=3)
+    wanted = generate(MODEL, tiny_params(), embeddings, mask, rule)
+    model = Qwen2(without_scan(TINY))
+    found = generate(model, unstack_layers(tiny_params(), TINY.depth), embeddings, mask, rule)
+    np.testing.assert_array_equal(found.best_tokens, wanted.best_tokens)
+    assert (np.diff(np.asarray(wanted.best_scores)) <= 0).all()
+
+
+def test_no_answer_ends_too_early_and_the_end_is_padded():
+    embeddings, mask = prompts(SIZES, 9)
+    everything = tuple(range(TINY.vocabulary))
+    short = dataclasses.replace(RULE, eos=everything, pad=2)
+    found = generate(MODEL, tiny_params(), embeddings, mask, short)
+    assert found.lengths.tolist() == [1, 1, 1] and (np.asarray(found.tokens)[:, 1:] == 2).all()
+    long = dataclasses.replace(RULE, min_new_tokens=6, eos=(4, 5, 6, 7, 8))
+    assert (generate(MODEL, tiny_params(), embeddings, mask, long).lengths >= 7).all()
+
+
+ALLOWED = [[3, 7], [3, 8, 9], [11], [12, 3, 7, 7]]
+
+
+@pytest.mark.parametrize("mode", ["greedy", "beam", "published", "sample"])
+def test_constrained_answers_are_always_allowed(mode):
+    trie = build_trie(ALLOWED, 4, TINY.vocabulary)
+    rule = dataclasses.replace(RULE, mode=mode)
+    key = jax.random.key(0) if mode == "sample" else None
+    embeddings, mask = prompts(SIZES, 9)
+    for answer in answers(rule, embeddings, mask, trie=trie, key=key):
+        assert answer[-1] == 4 and answer[:-1] in ALLOWED
+    assert any(a[:-1] not in ALLOWED for a in answers(rule, embeddings, mask, key=key))
+
+
+def test_label_probabilities_equal_a_forward_pass_per_label():
+    labels = [[3, 7, 4], [9, 4], [11], [12, 3, 7, 7]]
+    embeddings, mask = prompts(SIZES, 12, "holes")
+    params = tiny_params()
+    packed, label_mask = pack_labels(labels)
+    found = score_labels(MODEL, params, embeddings, mask, packed, label_mask)
+    wanted = np.zeros((len(SIZES), len(labels)))
+    for row in range(len(SIZES)):
+        real = embeddings[row][mask[row]]
+        for column, label in enumerate(labels):
+            after = MODEL.apply({"params": params}, np.array([label]), method="embed")
+            whole = np.concatenate([real[None], after], 1)
+            logits = MODEL.apply({"params": params}, embeddings=whole).logits[0]
+            logp = jax.nn.log_softmax(logits)[len(real) - 1 : -1]
+            wanted[row, column] = np.mean([logp[i, token] for i, token in enumerate(label)])
+    np.testing.assert_allclose(found.scores, wanted, atol=2e-5)
+    np.testing.assert_allclose(found.probabilities.sum(1), 1.0, atol=1e-6)
+    softmax = np.exp(wanted) / np.exp(wanted).sum(1, keepdims=True)
+    np.testing.assert_allclose(found.probabilities, softmax, atol=2e-5)
+    prior = np.array([0.5, -0.5, 2.0, 0.0], np.float32)
+    corrected = score_labels(
+        MODEL, params, embeddings, mask, packed, label_mask, prior=prior, temperature=2.0
+    )
+    wanted = np.exp((wanted - prior) / 2)
+    wanted /= wanted.sum(1, keepdims=True)
+    np.testing.assert_allclose(corrected.probabilities, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"mode": "beams"}, "decoding mode is 'beams'"),
+        ({"beams": 0}, "beams is 0"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"min_new_tokens": 9}, "min_new_tokens is 9"),
+        ({"eos": ()}, "eos is empty"),
+    ],
+)
+def test_a_rule_that_means_nothing_gets_a_sentence(change, sentence):
+    with pytest.raises(UserError, match=sentence):
+        dataclasses.replace(RULE, **change)
+
+
+def test_a_request_that_can_not_be_met_gets_a_sentence():
+    embeddings, mask = prompts([5], 9)
+    with pytest.raises(UserError, match="need 209 positions, the model has 200"):
+        answers(dataclasses.replace(RULE, max_new_tokens=200), embeddings, mask)
+    with pytest.raises(UserError, match="give it a key"):
+        answers(dataclasses.replace(RULE, mode="sample"), embeddings, mask)
+    with pytest.raises(UserError, match="token 99, the model has 37"):
+        build_trie([[99]], 4, 37)
+    with pytest.raises(UserError, match="at least one label"):
+        pack_labels([[1], []])
