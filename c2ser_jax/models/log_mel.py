@@ -33,7 +33,7 @@ def log_mel(audio, audio_samples, *, mel_bins: int = 80, pad_to_30s: bool = Fals
       audio_samples: int32[B], real lengths.
       mel_bins: 80, or 128 for large-v3.
       pad_to_30s: appends silence up to 30 s first, as Hugging Face's feature extractor does; every
-        row then has 3000 frames, of which it is told how many are its own.
+        row then has 3000 frames, all of which count as real.
 
     Returns:
       features float32[B, T, M], zero behind the real frames, and the number of frames int32[B]:
@@ -43,18 +43,18 @@ def log_mel(audio, audio_samples, *, mel_bins: int = 80, pad_to_30s: bool = Fals
       UserError: `pad_to_30s` with more than 30 s.
     """
     B, N = audio.shape
-    real = audio_samples
+    lengths = audio_samples
     if pad_to_30s:
         if N > THIRTY_SECONDS:
             raise UserError(
                 f"the audio has {N / SAMPLE_RATE:.2f} s but pad_to_30s takes at most 30 s: cut it "
                 "into windows first"
             )
-        behind = jnp.arange(N) < audio_samples[:, None]
-        audio = jnp.pad(jnp.where(behind, audio, 0.0), ((0, 0), (0, THIRTY_SECONDS - N)))
-        real = jnp.full((B,), THIRTY_SECONDS, jnp.int32)
-    frames = real // HOP_SAMPLES
-    padded = _reflected(audio.astype(jnp.float32), real)
+        is_real = jnp.arange(N) < audio_samples[:, None]
+        audio = jnp.pad(jnp.where(is_real, audio, 0.0), ((0, 0), (0, THIRTY_SECONDS - N)))
+        lengths = jnp.full((B,), THIRTY_SECONDS, jnp.int32)
+    frames = lengths // HOP_SAMPLES
+    padded = _reflected(audio.astype(jnp.float32), lengths)
     power = _power(_windows(padded, audio.shape[1] // HOP_SAMPLES))
     with full_precision(jnp.float32):
         mel = jnp.dot(power.reshape(-1, power.shape[-1]), mel_filters(mel_bins).T)

@@ -101,9 +101,14 @@ def test_marks_are_the_last_two_rows_of_the_speech_table(full):
     _, output = run(params, io, True)
     np.testing.assert_array_equal(output.begin, table[17].astype(np.float32))
     np.testing.assert_array_equal(output.end, table[18].astype(np.float32))
-    if "out/inputs_embeds" in io:  # the wider collection holds it: prompt, begin, speech, end ...
-        place = io["in/prompt"].shape[1]
-        np.testing.assert_array_equal(output.begin, io["out/inputs_embeds"][0, place])
+    for folder, name in CASES:
+        params, io = load(folder, name)
+        if "out/inputs_embeds" in io:  # the wider collection: prompt, begin, speech, end, labels
+            before = io["in/prompt"].shape[1]
+            behind = before + 1 + io["out/speech_embeds"].shape[1]
+            found = io["out/inputs_embeds"][:, (before, behind)]
+            wanted = np.broadcast_to(params["connector"]["speech_marks"], found.shape)
+            np.testing.assert_array_equal(found, wanted)
 
 
 def test_the_positions_come_from_the_checkpoint(full):
