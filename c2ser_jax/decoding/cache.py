@@ -7,6 +7,8 @@ masks, on whichever side) and keep `max_new_tokens` fixed, and nothing is compil
 Shapes: B rows, S prompt positions, T slots, V vocabulary, D width.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -20,7 +22,7 @@ def start(model: Qwen2, params, embeddings, mask, room: int):
     embeddings float[B, S, D]; mask bool[B, S], True = real, holes anywhere -> (float32[B, V],
     the logits behind each row's last real position; `KeyValues` with `room` free slots).
     """
-    output = model.apply(
+    output: Any = model.apply(
         {"params": params}, embeddings=embeddings, mask=mask, logits="last", return_cache=True
     )
     return output.logits, extend(output.cache, room)
@@ -28,7 +30,7 @@ def start(model: Qwen2, params, embeddings, mask, room: int):
 
 def advance(model: Qwen2, params, tokens, cache: KeyValues):
     """Appends tokens int32[B] to every row -> (logits float32[B, V], cache with one more slot)."""
-    output = model.apply({"params": params}, tokens[:, None], cache=cache, logits="last")
+    output: Any = model.apply({"params": params}, tokens[:, None], cache=cache, logits="last")
     return output.logits, output.cache
 
 
