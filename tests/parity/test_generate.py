@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -100,7 +101,8 @@ def test_planted_fault_in_the_search_shows(case, fault, monkeypatch):
     fault(monkeypatch)
     rows = [padded(io[f"ex{i}/inputs_embeds"]) for i in range(len(wanted["examples"]))]
     embeddings, mask = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    found = beam.beam_search(model, params, embeddings, mask, RULES)
+    search = jax.jit(lambda *inputs: beam.beam_search(model, *inputs, RULES))
+    found = search(params, embeddings, mask)
     expected = [example["results"]["upstream_effective"]["ids"] for example in wanted["examples"]]
     assert [ids(found, row) for row in range(len(rows))] != expected
 
