@@ -239,7 +239,7 @@ class Qwen2(nn.Module):
 
     def embed(self, tokens):
         """Embeddings dtype[B, S, D] of tokens int32[B, S]."""
-        x = self.embed_tokens()[tokens].astype(self.cfg.dtype)
+        x = jnp.asarray(self.embed_tokens())[tokens].astype(self.cfg.dtype)
         return with_logical_constraint(x, ("batch", "time", "width"))
 
     def head(self, x):

@@ -89,14 +89,17 @@ def test_label_probabilities_equal_a_forward_pass_per_label():
     params = tiny_params()
     packed, label_mask = pack_labels(labels)
     found = score_labels(MODEL, params, embeddings, mask, packed, label_mask)
+    forward = jax.jit(lambda whole: MODEL.apply({"params": params}, embeddings=whole).logits)
+    embed = jax.jit(lambda tokens: MODEL.apply({"params": params}, tokens, method="embed"))
     wanted = np.zeros((len(SIZES), len(labels)))
     for row in range(len(SIZES)):
         real = embeddings[row][mask[row]]
         for column, label in enumerate(labels):
-            after = MODEL.apply({"params": params}, np.array([label]), method="embed")
-            whole = np.concatenate([real[None], after], 1)
-            logits = MODEL.apply({"params": params}, embeddings=whole).logits[0]
-            logp = jax.nn.log_softmax(logits)[len(real) - 1 : -1]
+            whole = np.zeros((1, 20, embeddings.shape[2]), np.float32)  # nothing sees what follows
+            whole[0, : len(real)] = real
+            after = embed(np.array([label + [0] * (4 - len(label))]))[0, : len(label)]
+            whole[0, len(real) : len(real) + len(label)] = after
+            logp = jax.nn.log_softmax(forward(whole)[0])[len(real) - 1 :]
             wanted[row, column] = np.mean([logp[i, token] for i, token in enumerate(label)])
     np.testing.assert_allclose(found.scores, wanted, atol=2e-5)
     np.testing.assert_allclose(found.probabilities.sum(1), 1.0, atol=1e-6)
