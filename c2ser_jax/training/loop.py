@@ -172,17 +172,7 @@ class _Run:
         self.window.restart()
         while step < cfg.steps and not stopped:
             if batch is None:
-                try:
-                    batch, ids = self._next_batch(stream)
-                except Exception:
-                    if not self.stop.requested or jax.process_count() > 1:
-                        raise
-                    # The signal went to the whole process group and ended the data workers, too.
-                    stopped = True
-                    if unsettled is not None:
-                        self._settle(unsettled, state)
-                    self._boundary(step, state, programs.seconds, True)
-                    break
+                batch, ids = self._next_batch(stream)
             vote = halt if self.stop.requested else go_on
             state, healthy, report = programs(state, healthy, batch, vote, run_key)
             batch = None

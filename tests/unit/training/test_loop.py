@@ -226,17 +226,16 @@ def test_only_numbers_go_to_the_device():
     assert set(arrays) == {"audio", "audio_samples", "label"} and ids[2] == "step0row2"
 
 
-def test_data_workers_ended_by_the_same_signal_do_not_matter(tmp_path):
-    class GroupKilled(FakeData):
+def test_an_error_of_the_data_is_raised_though_a_signal_came(tmp_path):
+    class Failing(FakeData):
         def batch(self, step):
             if step == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
                 raise RuntimeError("a worker is gone")
             return super().batch(step)
 
-    result = train(tmp_path, data=GroupKilled())
-    assert result.stopped_by_signal and int(result.state.step) == 5
-    assert TrainingCheckpoints(tmp_path / "checkpoints").latest() == 5
+    with pytest.raises(RuntimeError, match="a worker is gone"):
+        train(tmp_path, data=Failing())
 
 
 def test_data_that_end_early_get_a_sentence(tmp_path):
