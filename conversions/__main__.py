@@ -3,8 +3,10 @@
 python -m conversions emotion2vec --from SRC [--config F] [--tokens F] --to DIR
 python -m conversions whisper --from SRC [--config F] --to DIR
 python -m conversions qwen2 --from HF_DIR [--lora PEFT_DIR] --to DIR
+python -m conversions c2ser --from C2SER_llm.pt --llm QWEN2_DIR --emotion2vec E2VS.pt
+    [--config config.yaml] [--lora keep|merge] --to DIR
 python -m conversions export FAMILY --from DIR --to FILE
-python -m conversions verify FAMILY --from SRC --to DIR
+python -m conversions verify FAMILY --from SRC [--llm QWEN2_DIR] [--emotion2vec E2VS.pt] --to DIR
 """
 
 import argparse
@@ -15,6 +17,8 @@ from pathlib import Path
 from c2ser_jax.errors import UserError, run_command
 from c2ser_jax.training.checkpoint import write_model
 from conversions import (
+    c2ser_export,
+    c2ser_import,
     emotion2vec_import,
     export,
     qwen2_export,
@@ -32,13 +36,22 @@ PREPARE = {
     "emotion2vec": emotion2vec_import.prepare,
     "whisper": whisper.prepare,
     "qwen2": qwen2_import.prepare,
+    "c2ser": c2ser_import.prepare,
 }
 EXPORT = {
     "emotion2vec": export.export,
     "whisper": whisper_export.export,
     "qwen2": qwen2_export.export,
+    "c2ser": c2ser_export.export,
 }
 FAMILIES = tuple(PREPARE)
+_BELONGS = {
+    "tokens": ("emotion2vec",),
+    "normalize_waveform": ("emotion2vec", "c2ser"),
+    "lora": ("qwen2", "c2ser"),
+    "llm": ("c2ser",),
+    "emotion2vec": ("c2ser",),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,7 +70,7 @@ def _convert(arguments: list[str]) -> int:
     parser = _parser("", "converts a published checkpoint into a model directory")
     _paths(
         parser,
-        "checkpoint file (.pt, .safetensors); for whisper and qwen2 a Hugging Face folder",
+        "checkpoint file (.pt, .safetensors); for qwen2, and for whisper if you like, a folder",
         "model directory to create",
     )
     parser.add_argument("--config", type=Path, help="config.yaml or config.json of the model")
@@ -67,18 +80,17 @@ def _convert(arguments: list[str]) -> int:
         choices=("true", "false"),
         help="whether waveforms are normalised before the model (default: the source's own rule)",
     )
-    parser.add_argument("--lora", type=Path, help="peft folder with an adapter of a qwen2")
+    parser.add_argument(
+        "--lora",
+        help="for qwen2: peft folder with an adapter; for c2ser: keep (default) or merge",
+    )
+    _other_sources(parser)
     parser.add_argument("--licence", help="licence of the weights, kept in the model directory")
     options = parser.parse_args(arguments)
     source, target = options.source, options.target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty directory; give another --to")
-    normalize = None if options.normalize_waveform is None else options.normalize_waveform == "true"
-    wanted = Options(options.config, options.tokens, normalize, options.licence, options.lora)
-    if options.family != "emotion2vec" and (wanted.tokens or options.normalize_waveform):
-        raise UserError("--tokens and --normalize-waveform belong to emotion2vec; leave them out")
-    if options.family != "qwen2" and wanted.lora:
-        raise UserError("--lora belongs to qwen2; leave it out")
+    wanted = _wanted(options)
     prepared = PREPARE[options.family](_open(options.family, source), wanted)
     write_model(
         target,
@@ -97,6 +109,39 @@ def _convert(arguments: list[str]) -> int:
     return 0
 
 
+def _wanted(options: argparse.Namespace) -> Options:
+    """The options for one family; raises `UserError` for those of another."""
+    _refuse_foreign(options)
+    family, lora = options.family, options.lora
+    if family == "c2ser" and lora not in (None, "keep", "merge"):
+        raise UserError(f"--lora is {lora!r}: for c2ser say keep or merge")
+    normalize = options.normalize_waveform
+    return Options(
+        config=options.config,
+        tokens=options.tokens,
+        normalize=None if normalize is None else normalize == "true",
+        licence=options.licence,
+        lora=Path(lora) if family == "qwen2" and lora else None,
+        llm=options.llm,
+        acoustic=options.emotion2vec,
+        merge=family == "c2ser" and lora == "merge",
+    )
+
+
+def _refuse_foreign(options: argparse.Namespace) -> None:
+    """Raises UserError for an option that belongs to other families."""
+    for name, families in _BELONGS.items():
+        if getattr(options, name, None) is not None and options.family not in families:
+            raise UserError(
+                f"--{name.replace('_', '-')} belongs to {' and '.join(families)}; leave it out"
+            )
+
+
+def _other_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--llm", type=Path, help="for c2ser: the Qwen2's Hugging Face folder")
+    parser.add_argument("--emotion2vec", type=Path, help="for c2ser: Emotion2Vec-S's checkpoint")
+
+
 def _export(arguments: list[str]) -> int:
     parser = _parser("export ", "writes a model directory back in its source's layout")
     _paths(
@@ -113,8 +158,12 @@ def _verify(arguments: list[str]) -> int:
     parser = _parser("verify ", "compares a model directory with the checkpoint it came from")
     _paths(parser, "checkpoint file", "model directory made of it")
     parser.add_argument("--seed", type=int, default=0, help="seed of the test waveform")
+    _other_sources(parser)
     options = parser.parse_args(arguments)
+    _refuse_foreign(options)
     source = _open(options.family, options.source)
+    if options.family == "c2ser":
+        return c2ser_export.verify(source, options.target, options.llm, options.emotion2vec)
     if options.family == "whisper":
         return whisper_export.verify(source, options.target)
     if options.family == "qwen2":

@@ -44,6 +44,9 @@ class Options:
     normalize: bool | None = None
     licence: str | None = None
     lora: Path | None = None
+    llm: Path | None = None
+    acoustic: Path | None = None
+    merge: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,7 @@ def source_layout(directory: Path) -> tuple[Any, dict[str, Any], tuple[str, ...]
     params = flatten(read_params(directory))
     carried = read_carried(directory)
     if TREE_LEAF not in carried:
-        return _upstream_tree(description, params), {"format": _NO_SOURCE}, ("model",)
+        return upstream_tree(description, params), {"format": _NO_SOURCE}, ("model",)
     kept: dict[str, OutTensor] = {}
 
     def weight(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> OutTensor:
@@ -87,7 +87,7 @@ def source_layout(directory: Path) -> tuple[Any, dict[str, Any], tuple[str, ...]
     return tree, notes, tuple(state_path)
 
 
-def _upstream_tree(description: ModelDescription, params: Mapping[str, np.ndarray]) -> Any:
+def upstream_tree(description: ModelDescription, params: Mapping[str, np.ndarray]) -> Any:
     """A tree as fairseq (or, with a head, FunASR) would save these parameters."""
     is_classifier = description.kind == "emotion2vec_classifier"
     prefix = emotion2vec.PREFIX if is_classifier else ""

@@ -30,10 +30,11 @@ def open_source(path: str | Path) -> Checkpoint:
     return open_folder(Path(path)) if Path(path).is_dir() else open_checkpoint(path)
 
 
-def open_folder(folder: Path) -> Checkpoint:
+def open_folder(folder: Path, *, needs_weights: bool = True) -> Checkpoint:
     """The folder's weights and small files; raises `UserError` for a missing shard or wrong index.
 
-    `notes` hold "weight_map", JSON {tensor name: file name}, and the safetensors files' metadata.
+    Without `needs_weights` a folder of small files alone is sound, too. `notes` hold "weight_map",
+    JSON {tensor name: file name}, and the safetensors files' metadata.
     """
     index = next((name + INDEX for name in SINGLE if (folder / (name + INDEX)).is_file()), None)
     whole = next((name for name in SINGLE if (folder / name).is_file()), None)
@@ -42,6 +43,8 @@ def open_folder(folder: Path) -> Checkpoint:
     elif whole is not None:
         tensors, notes = _tensors(folder / whole)
         weight_map = dict.fromkeys(tensors, whole)
+    elif folder.is_dir() and not needs_weights:
+        tensors, weight_map, notes = {}, {}, {}
     else:
         raise UserError(
             f"{folder} holds no weights: it needs one of {', '.join(SINGLE)}, whole or in shards "

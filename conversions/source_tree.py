@@ -24,11 +24,15 @@ _STORABLE = frozenset(name for name in SAFETENSORS_NAMES if not name.startswith(
 class Carrier:
     """Collects what export needs: the tree with names in the tensors' places, and those carried.
 
-    `weights` are the tensors (by identity) that become parameters, with their source names.
+    `weights` are the tensors (by identity) that become parameters, with their source names. Those
+    inside the notes' `state_path` are stored under their own key there; with `anywhere`, wherever
+    they stand, under the name that `weights` gives them.
     """
 
-    def __init__(self, tree: Any, weights: dict[int, str], notes: dict[str, Any]):
-        self._weights = weights
+    def __init__(
+        self, tree: Any, weights: dict[int, str], notes: dict[str, Any], *, anywhere: bool = False
+    ):
+        self._weights, self._anywhere = weights, anywhere
         self._names: dict[int, str] = {}
         self._tensors: dict[str, LazyTensor] = {}
         self._state_path = tuple(notes.get("state_path", ()))
@@ -52,8 +56,11 @@ class Carrier:
 
     def _encode(self, value: Any, path: tuple) -> Any:
         if isinstance(value, LazyTensor):
-            is_weight = id(value) in self._weights and path[:-1] == self._state_path
-            name = path[-1] if is_weight else self._carry(value, path)
+            is_weight = id(value) in self._weights
+            is_weight &= self._anywhere or path[:-1] == self._state_path
+            name = self._carry(value, path) if not is_weight else path[-1]
+            if is_weight and self._anywhere:
+                name = self._weights[id(value)]
             kind = "weight" if is_weight else "carried"
             return {kind: [name, value.dtype.name, list(value.shape)]}
         if isinstance(value, dict):

@@ -151,6 +151,12 @@ class LazyTensor:
             row, count = start // row_bytes, len(part) // row_bytes
             yield slice(row, row + count), part.view(self.dtype).reshape(count, *tail)
 
+    def rows(self, start: int, stop: int) -> "LazyTensor":
+        """Rows `start` to `stop` of the first axis, still lying in the file."""
+        offset = self.offset + start * self.strides[0]
+        shape = (stop - start, *self.shape[1:])
+        return LazyTensor(shape, self.dtype, self.extent, self.strides, offset)
+
     def _bytes(self, step: int = BLOCK_BYTES) -> Iterator[tuple[int, np.ndarray]]:
         """Pieces (start, uint8[<= step]) of a contiguous tensor; checks a whole extent's CRC."""
         start = self.extent.start + self.offset * self.dtype.itemsize
@@ -175,6 +181,25 @@ class LazyTensor:
         flat = LazyTensor((self.span,), self.dtype, self.extent, (1,), self.offset).read()
         steps = [stride * self.dtype.itemsize for stride in self.strides]
         return np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, self.shape, steps))
+
+
+def same_values(a: LazyTensor, b: LazyTensor) -> bool:
+    """True when both hold the same numbers, whatever their types; reads some MiB at a time.
+
+    Zeros of different sign and NaNs of different bits count as different.
+    """
+    if a.shape != b.shape:
+        return False
+    places = [(t.dtype, t.extent, t.offset, t.strides) for t in (a, b)]
+    if places[0] == places[1]:
+        return True
+    for rows, block in a.blocks():
+        other = b.rows(rows.start, rows.stop).read() if b.shape else b.read().reshape(1)
+        if a.dtype != b.dtype:  # float64 holds the numbers of every shorter type
+            block, other = block.astype(np.float64), other.astype(np.float64)
+        if block.tobytes() != other.tobytes():
+            return False
+    return True
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -252,7 +252,7 @@ def test_a_file_that_does_not_tell_its_heads_is_refused(params, tmp_path):
 
 def test_options_and_models_of_another_family_are_refused(params, tmp_path):
     model = convert(SMALL, tmp_path / "model")
-    assert "belong to emotion2vec" in refused(SMALL, tmp_path, "--tokens", "t")
+    assert "--tokens belongs to emotion2vec;" in refused(SMALL, tmp_path, "--tokens", "t")
     for family, word in (("emotion2vec", "not an emotion2vec model"), ("whisper", "exists")):
         target = tmp_path / ("x.pt" if family == "emotion2vec" else "model")
         with pytest.raises(UserError, match=word):
