@@ -1,14 +1,19 @@
 """The optimizer and its learning-rate schedule, built from optax parts."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from c2ser_jax.errors import UserError
 from c2ser_jax.training.model_directory import flatten, nest
 from c2ser_jax.training.state import compile_pattern
+
+Schedule = Literal["cosine", "linear", "constant", "published"]
+DECAY_ALL = r"(?!)"
+"""A pattern that matches nothing, so that everything decays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +23,8 @@ class OptimizerConfig:
     `adamw` decays weights beside the gradient (as fairseq's `adam` does too), `adam` adds the
     decay to the gradient (as torch.optim.Adam). `learning_rate_scales` are (path pattern, factor)
     pairs, the first that matches counts: ("encoder/", 0.1) trains the encoder at a tenth.
+    `schedule` "published" is the released C2SER's: see `published_rate`. `decay_exclude` names what
+    doesn't decay; `DECAY_ALL` matches nothing.
     """
 
     name: Literal["adamw", "adam"] = "adamw"
@@ -28,7 +35,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     decay_exclude: str = r".*(bias|scale|extra_tokens)$"
     warmup_steps: int = 0
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     end_learning_rate: float = 0.0
     clip_norm: float | None = None
     learning_rate_scales: tuple[tuple[str, float], ...] = ()
@@ -36,9 +43,13 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.name not in ("adamw", "adam"):
             raise UserError(f"the optimizer {self.name!r} is unknown: choose adamw or adam")
-        if self.schedule not in ("cosine", "linear", "constant"):
+        if self.schedule not in get_args(Schedule):
+            known = ", ".join(get_args(Schedule))
+            raise UserError(f"the schedule {self.schedule!r} is unknown: choose one of {known}")
+        if self.schedule == "published" and (self.warmup_steps < 1 or self.end_learning_rate):
             raise UserError(
-                f"the schedule {self.schedule!r} is unknown: choose cosine, linear or constant"
+                "the published schedule needs warmup_steps ≥ 1 and has no end_learning_rate, given "
+                f"are {self.warmup_steps} and {self.end_learning_rate}"
             )
         if self.learning_rate <= 0 or self.warmup_steps < 0 or self.weight_decay < 0:
             raise UserError(
@@ -62,6 +73,8 @@ def learning_rate_schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Sche
             f"warmup_steps is {cfg.warmup_steps} and steps is {total_steps}: the warm-up must "
             "end within the run"
         )
+    if cfg.schedule == "published":
+        return published_rate(peak, cfg.warmup_steps)
     rest = max(total_steps - cfg.warmup_steps, 1)
     if cfg.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, rest, alpha=end / peak)
@@ -74,6 +87,20 @@ def learning_rate_schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Sche
     first = peak / cfg.warmup_steps
     warmup = optax.linear_schedule(first, peak, max(cfg.warmup_steps - 1, 1))
     return optax.join_schedules([warmup, after], [cfg.warmup_steps])
+
+
+def published_rate(peak: float, warmup_steps: int) -> optax.Schedule:
+    """Returns step -> peak · W^0.5 · min(n^-0.5, n · W^-1.5) with n = max(1, updates made).
+
+    Linear up to the peak at W updates, then falling with the root; the first two updates have the
+    same rate. Source: `WarmupLR` of C2SER's `scheduler.py`.
+    """
+
+    def rate(step: Any) -> Any:
+        n = jnp.maximum(step, 1).astype(jnp.float32)
+        return peak * jnp.minimum(n / warmup_steps, jnp.sqrt(warmup_steps / n))
+
+    return rate
 
 
 def build(cfg: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:

@@ -1,5 +1,7 @@
 """Schedules in closed form, and updates against Adam written out in numpy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,12 @@ import optax
 import pytest
 
 from c2ser_jax.errors import UserError
-from c2ser_jax.training.optimizer import OptimizerConfig, build, learning_rate_schedule
+from c2ser_jax.training.optimizer import (
+    DECAY_ALL,
+    OptimizerConfig,
+    build,
+    learning_rate_schedule,
+)
 
 PARAMS = {
     "encoder": {"kernel": jnp.array([[1.0, -2.0, 3.0]]), "bias": jnp.array([0.5])},
@@ -36,6 +43,20 @@ def test_linear_and_constant_schedules():
     np.testing.assert_allclose([linear(0), linear(5), linear(10)], [1, 0.75, 0.5])
     constant = learning_rate_schedule(OptimizerConfig(learning_rate=0.3, schedule="constant"), 10)
     np.testing.assert_allclose([constant(0), constant(9)], [0.3, 0.3], rtol=1e-6)
+
+
+def test_the_published_schedule_peaks_at_the_warmup_and_falls_with_the_root():
+    cfg = OptimizerConfig(learning_rate=0.4, warmup_steps=4, schedule="published")
+    rate = learning_rate_schedule(cfg, 100)
+    found = [rate(s) for s in (0, 1, 2, 3, 4, 16, 64)]
+    np.testing.assert_allclose(found, [0.1, 0.1, 0.2, 0.3, 0.4, 0.2, 0.1], rtol=1e-6)
+
+
+def test_everything_decays_where_nothing_is_excluded():
+    cfg = OptimizerConfig(learning_rate=0.1, weight_decay=0.3, schedule="constant", epsilon=1e-3)
+    got = three_steps(dataclasses.replace(cfg, decay_exclude=DECAY_ALL))
+    wanted = numpy_adam(cfg, PARAMS["encoder"]["bias"], GRADS["encoder"]["bias"], 3, True)
+    np.testing.assert_allclose(got["encoder"]["bias"], wanted, rtol=1e-5)
 
 
 def numpy_adam(cfg, params, grads, steps, decays, scale=1.0):
@@ -103,7 +124,9 @@ def test_clipping_scales_all_gradients_by_one_norm():
     ("values", "words"),
     [
         ({"name": "sgd"}, "sgd"),
-        ({"schedule": "step"}, "cosine"),
+        ({"schedule": "step"}, "cosine.*published"),
+        ({"schedule": "published"}, "warmup_steps ≥ 1"),
+        ({"schedule": "published", "warmup_steps": 9, "end_learning_rate": 0.1}, "no end_learning"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"clip_norm": -1.0}, "clip_norm"),
         ({"decay_exclude": "("}, "regular expression"),
