@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from c2ser_jax.data.manifest import AUDIO_SUFFIXES, Utterance, audio_files
+from c2ser_jax.data.published_list import is_published_row, standard_row
 from c2ser_jax.errors import UserError
 
 ACCEPTED = (
@@ -147,7 +148,7 @@ def _table_rows(source: Path, lines: list[str]) -> list[tuple[str, dict[str, Any
 
 def _utterance(row: dict[str, Any], where: str, find: _Finder) -> Utterance:
     values: dict[str, Any] = {}
-    rest = dict(row)
+    rest = standard_row(row) if is_published_row(row) else dict(row)
     for field, names in _NAMES.items():
         name = next((n for n in names if rest.get(n) not in (None, "")), None)
         if name is not None:
@@ -168,6 +169,8 @@ def _utterance(row: dict[str, Any], where: str, find: _Finder) -> Utterance:
     if rest.get("channel") is not None and not str(rest["channel"]).isdecimal():
         raise UserError(f"{where}: channel must be a whole number from 1, got {rest['channel']!r}")
     values["path"] = find(path)
+    if isinstance(vectors := extra.get("emotion_vectors"), str):
+        extra = {**extra, "emotion_vectors": find(vectors)}
     values.setdefault("id", "")
     return Utterance(**values, extra={**rest, **extra})
 
