@@ -49,9 +49,32 @@ def attend(query, key, value, *, bias=None, mask=None, implementation: Implement
                 f"attention_implementation {implementation!r} has no attention dropout: "
                 "set attention_dropout to 0 or attention_implementation to 'xla'"
             )
-        return jax.nn.dot_product_attention(
-            query, key, value, bias, mask, implementation=implementation
-        )
+        return _attend_fused(query, key, value, bias, mask, implementation)
+
+
+def _attend_fused(query, key, value, bias, mask, implementation):
+    """`attend` as one fused kernel.
+
+    It wants masks and biases of full length, and even lengths in its backward pass: both sides are
+    padded, keys behind a mask.
+    """
+    S, T = query.shape[1], key.shape[1]
+    rows, keys = S % 2, T % 2
+    if keys and mask is None:
+        mask = jnp.ones((1, 1, 1, T), bool)
+
+    def whole(x):
+        if x is None:
+            return None
+        x = jnp.broadcast_to(x, (*x.shape[:2], S, T))
+        return jnp.pad(x, ((0, 0), (0, 0), (0, rows), (0, keys)))
+
+    query = jnp.pad(query, ((0, 0), (0, rows), (0, 0), (0, 0)))
+    key, value = (jnp.pad(x, ((0, 0), (0, keys), (0, 0), (0, 0))) for x in (key, value))
+    y = jax.nn.dot_product_attention(
+        query, key, value, whole(bias), whole(mask), implementation=implementation
+    )
+    return y[:, :S]
 
 
 def _attend_by_products(query, key, value, bias, mask, dropout_rate, dropout_key):

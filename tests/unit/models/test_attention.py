@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,7 +7,17 @@ import numpy as np
 import pytest
 
 from c2ser_jax.errors import UserError
-from c2ser_jax.models.attention import Attention, alibi_slopes, attend, frame_distances
+from c2ser_jax.models.attention import (
+    IMPLEMENTATIONS,
+    Attention,
+    alibi_slopes,
+    attend,
+    frame_distances,
+)
+
+IN_BFLOAT16 = [("xla", 37)]
+if jax.default_backend() == "gpu":
+    IN_BFLOAT16 += [(name, frames) for name in IMPLEMENTATIONS for frames in (84, 37)]
 
 
 def test_slopes_of_a_power_of_two_are_geometric():
@@ -51,6 +63,23 @@ def test_attention_equals_the_formula(tensors):
     assert np.abs(attend(query, key, value, bias=bias) - by_hand(*tensors)).max() > 1e-2
 
 
+def test_the_fused_kernel_gets_whole_masks_and_even_lengths(tensors, monkeypatch):
+    query, key, value, bias, mask = tensors
+
+    def fused(query, key, value, bias, mask, *, implementation):
+        assert implementation == "cudnn" and query.shape[1] % 2 == key.shape[1] % 2 == 0
+        for x in (bias, mask):
+            assert x.shape[2:] == (query.shape[1], key.shape[1])
+        return dot_product_attention(query, key, value, bias, mask, implementation="xla")
+
+    dot_product_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
+    found = attend(query, key, value, bias=bias, mask=mask, implementation="cudnn")
+    np.testing.assert_allclose(found, by_hand(*tensors), atol=1e-6)
+    unbiased = attend(query, key, value, mask=mask, implementation="cudnn")
+    np.testing.assert_allclose(unbiased, by_hand(*tensors[:3], 0.0, mask), atol=1e-6)
+
+
 def test_attention_with_weight_dropout_is_right_on_average(tensors):
     query, key, value, bias, mask = tensors
     one = attend(query, key, value, bias=bias, mask=mask, dropout_rate=1e-9,
@@ -63,6 +92,30 @@ def test_attention_with_weight_dropout_is_right_on_average(tensors):
     draws = draw(jax.random.split(jax.random.key(2), 4000))
     assert np.abs(draws.mean(0) - by_hand(*tensors)).max() < 0.06
     assert draws.std(0).min() > 1e-3
+
+
+@pytest.mark.parametrize("implementation, S", IN_BFLOAT16)
+def test_bfloat16_attention_and_its_gradients_are_the_formula_rounded(implementation, S):
+    keys = jax.random.split(jax.random.key(0), 5)
+    query, key, value, towards = (jax.random.normal(k, (2, S, 4, 64)) for k in keys[:4])
+    bias = -jnp.abs(jax.random.normal(keys[4], (1, 4, S, S)))
+    mask = (jnp.arange(S) < jnp.array([[S], [20]]))[:, None, None]
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def run(implementation, dtype, bias, *tensors):
+        def loss(bias, *tensors):
+            tensors = (x.astype(dtype) for x in tensors)
+            y = attend(*tensors, bias=bias.astype(dtype), mask=mask, implementation=implementation)
+            return (y * towards).sum(), y
+
+        gradients, y = jax.grad(loss, (0, 1, 2, 3), has_aux=True)(bias, *tensors)
+        return y, *gradients
+
+    found = run(implementation, "bfloat16", bias, query, key, value)
+    wanted = run("xla", "float32", bias, query, key, value)
+    for one, other in zip(found, wanted, strict=True):
+        error = np.linalg.norm(np.asarray(one, np.float32) - other) / np.linalg.norm(other)
+        assert error < 0.02
 
 
 def test_masked_keys_get_no_gradient(tensors):
