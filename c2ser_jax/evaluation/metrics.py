@@ -178,14 +178,16 @@ def bootstrap_intervals(
         weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples)  # [R, G]
         draws = weights @ parts.reshape(count, -1)
     scores = scores_from_confusion(draws.reshape(resamples, size, size))
+    return {name: percentile_interval(scores[name], level) for name in metrics}
+
+
+def percentile_interval(values: np.ndarray, level: float = 0.95) -> dict[str, float]:
+    """{"low", "high", "sd"} of resampled values float[R] at the given level."""
     tail = 50 * (1 - level)
     return {
-        name: {
-            "low": float(np.percentile(scores[name], tail)),
-            "high": float(np.percentile(scores[name], 100 - tail)),
-            "sd": float(scores[name].std(ddof=1)) if resamples > 1 else 0.0,
-        }
-        for name in metrics
+        "low": float(np.percentile(values, tail)),
+        "high": float(np.percentile(values, 100 - tail)),
+        "sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
     }
 
 
