@@ -142,7 +142,7 @@ def test_the_data_package_imports_neither_jax_nor_tensorflow():
 
     modules = [
         "audio augmentation batching labels layouts loading manifest opening pipeline prefetch",
-        "files scanning sources splits synthetic corpora.emobox",
+        "files scanning source_filter sources splits spoken_scenes synthetic corpora.emobox",
     ]
     names = [f"c2ser_jax.data.{name}" for name in " ".join(modules).split()]
     assert all(importlib.util.find_spec(name) for name in names)
