@@ -4,20 +4,27 @@ A config file defines `get_config()` and returns a `RunConfig`. Stages run in th
 fields; each starts from the encoder that the one before it left.
 """
 
+import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from c2ser_jax.data.cot_data import AnswerConfig
 from c2ser_jax.data.pipeline import DataConfig
 from c2ser_jax.data.synthetic import SyntheticConfig
 from c2ser_jax.errors import UserError
+from c2ser_jax.models.c2ser import C2serConfig, Inputs
+from c2ser_jax.models.connector import ConnectorConfig
 from c2ser_jax.models.emotion2vec import Emotion2VecConfig
 from c2ser_jax.models.frontend_init import FrontEndConfig
+from c2ser_jax.models.qwen2_config import Qwen2Config
+from c2ser_jax.models.whisper import WhisperEncoderConfig
 from c2ser_jax.overrides import apply_overrides
 from c2ser_jax.parallel.mesh import MeshConfig
 from c2ser_jax.tasks.classify import ClassifyConfig
+from c2ser_jax.tasks.cot import CotConfig
 from c2ser_jax.tasks.pretrain import PretrainConfig
 from c2ser_jax.tasks.probe import ProbeConfig
 from c2ser_jax.training.loop import LoopConfig
@@ -27,7 +34,10 @@ CorpusName = Literal[
     "synthetic", "manifest", "emodb", "ravdess", "cremad", "urdu", "turevdb", "savee",
     "tfds_crema_d", "tfds_savee",
 ]  # fmt: skip
-StageName = Literal["pretrain", "classify", "probe"]
+StageName = Literal["pretrain", "classify", "explicit", "implicit", "probe"]
+STAGES: tuple[StageName, ...] = ("pretrain", "classify", "explicit", "implicit", "probe")
+"""In the order in which they run."""
+ANSWERING: tuple[StageName, ...] = ("explicit", "implicit")
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,10 @@ class CorpusConfig:
     allow_silent: bool = False
     max_bad_share: float = 0.1
     """The run stops with the list when more than this share of the files cannot be used."""
+    cot_texts: str = ""
+    """jsonl with the answers of chain of thought, as `python -m c2ser_jax.data.cot_text` writes it;
+    empty: they are made from audio, transcript and label, with style words cut at bounds of the
+    fold's training part."""
     allow_leakage: bool = False
     """Score test data even when the `initial` model was trained on some of them."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
@@ -112,13 +126,63 @@ class ClassifyStage:
 
 
 @dataclass(frozen=True)
+class C2serModelConfig:
+    """The whole model beside its acoustic encoder, which is the run's `encoder`."""
+
+    encoder: WhisperEncoderConfig = field(default_factory=WhisperEncoderConfig)
+    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    llm: Qwen2Config = field(default_factory=Qwen2Config)
+    acoustic_tokens: Literal["model", "published"] = "model"
+    acoustic_token_count: int = 10
+    inputs: Inputs = "both"
+
+    def model(self, acoustic: Emotion2VecConfig) -> C2serConfig:
+        """The model's own config. Raises `UserError` for parts that don't fit each other."""
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return C2serConfig(acoustic=acoustic, **parts)
+
+
+@dataclass(frozen=True)
+class CotStage:
+    """Chain of thought: `explicit` learns answers with their reasoning, `implicit` drops it."""
+
+    task: CotConfig = field(default_factory=CotConfig)
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    batches: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self):
+        _check_warmup("a chain-of-thought stage's", self.optimizer, self.loop)
+        if self.loop.trainable != LoopConfig().trainable:
+            raise UserError(
+                f"loop.trainable is {self.loop.trainable!r}: in a chain-of-thought stage "
+                "task.trainable names what is trained; leave loop.trainable out"
+            )
+        augment = self.batches.augment
+        if augment.speed_probability or augment.mix_probability or augment.gain_db:
+            raise UserError(
+                "batches.augment changes speed, loudness or words of the audio, which the answers "
+                "of a chain-of-thought stage name; only noise may be added there"
+            )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run's result; stored as config.json in the work directory."""
 
     name: str = "run"
     seed: int = 0
     initial: str = ""
-    """Model directory whose encoder the first stage starts from; empty: from nothing."""
+    """Model directory that the first stage starts from, empty: from nothing. A whole C2SER model
+    gives all its parts, another one the acoustic encoder."""
+    initial_encoder: str = ""
+    """Model directory of a Whisper, whose encoder `explicit` starts from."""
+    initial_llm: str = ""
+    """Model directory of a Qwen2 that `explicit` starts from."""
+    tokenizer: str = ""
+    """Folder of the language model's tokenizer; empty: that of `initial_llm` or `initial`, else one
+    is trained on the texts."""
     stages: tuple[StageName, ...] = ()
     """Stages to run, of those that the file configures; empty runs them all."""
     encoder: Emotion2VecConfig = field(default_factory=Emotion2VecConfig)
@@ -129,6 +193,10 @@ class RunConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     pretrain: PretrainStage | None = None
     classify: ClassifyStage | None = None
+    c2ser: C2serModelConfig | None = None
+    """The whole model of the stages `explicit` and `implicit`."""
+    explicit: CotStage | None = None
+    implicit: CotStage | None = None
     probe: ProbeConfig | None = None
 
     def __post_init__(self):
@@ -150,6 +218,33 @@ class RunConfig:
                 "set data.development True with another data.protocol than all, or evaluate_every "
                 "None"
             )
+        self._check_answering()
+
+    def _check_answering(self):
+        """Raises `UserError` when the chain-of-thought stages cannot run as configured."""
+        stages = self.configured_stages()
+        for name in (n for n in ANSWERING if n in stages):
+            if self.c2ser is None:
+                raise UserError(f"the stage {name} needs a model: give c2ser, its parts' configs")
+            longest, stage = self.c2ser.model(self.encoder).max_samples / 16000, getattr(self, name)
+            if stage.batches.max_seconds > longest:
+                raise UserError(
+                    f"{name}.batches.max_seconds is {stage.batches.max_seconds}, the speech "
+                    f"encoder hears {longest:g} s at most; lower it, or raise "
+                    "c2ser.encoder.positions"
+                )
+        if "explicit" in stages and self.explicit and self.explicit.task.distillation_weight:
+            raise UserError(
+                "explicit.task.distillation_weight is for the stage implicit, whose teacher is the "
+                "model that explicit leaves; set it to 0"
+            )
+        if "implicit" in stages and "explicit" not in stages and not self.initial:
+            assert self.implicit is not None
+            if "explicit" in self.implicit.answers.modes:
+                raise UserError(
+                    "the stage implicit starts from what explicit left: configure explicit, give "
+                    "--initial DIR of its model, or set both implicit.answers.explicit_share to 0"
+                )
 
     @property
     def uses_development(self) -> bool:
@@ -165,13 +260,14 @@ class RunConfig:
         """Whether a stage learns from labels, or is scored with them."""
         stages = self.configured_stages()
         contrasts = self.pretrain is not None and self.pretrain.task.category_weight > 0
-        return bool({"classify", "probe"} & set(stages)) or ("pretrain" in stages and contrasts)
+        return bool({"classify", "probe", *ANSWERING} & set(stages)) or (
+            "pretrain" in stages and contrasts
+        )
 
     def configured_stages(self) -> tuple[StageName, ...]:
         """Names of the stages that this run executes, in order."""
-        order: tuple[StageName, ...] = ("pretrain", "classify", "probe")
-        wanted = self.stages or order
-        return tuple(s for s in order if s in wanted and getattr(self, s) is not None)
+        wanted = self.stages or STAGES
+        return tuple(s for s in STAGES if s in wanted and getattr(self, s) is not None)
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -1,37 +1,30 @@
-"""Runs the stages of one fold: pretrain, classify, probe, each from the encoder before it.
+"""Runs the stages of one fold, each from what the one before it left; the probe on its features.
 
 Layout of a fold's folder: `<stage>/metrics.jsonl`, `<stage>/checkpoints/`, `<stage>/model/` (what
 `c2ser_jax.load` takes), `<stage>/curves.png`; the probe keeps the features it scored.
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from c2ser_jax.bad_files import NAME, add_bad_files, found_by_all
-from c2ser_jax.config import ClassifyStage, PretrainStage, RunConfig
+from c2ser_jax.config import ANSWERING, ClassifyStage, PretrainStage, RunConfig
 from c2ser_jax.corpus import sample_audio, source_of
 from c2ser_jax.data.augmentation import AugmentConfig
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.pipeline import DataConfig, TrainingData
-from c2ser_jax.data.scanning import listing
 from c2ser_jax.evaluation.plots import curves_picture
 from c2ser_jax.evaluation.probe_result import FoldResult
 from c2ser_jax.fold_run import FoldRun, alone, together
+from c2ser_jax.initial_parts import C2SER
 from c2ser_jax.models.frontend_init import initial_front_end
 from c2ser_jax.overrides import to_json
-from c2ser_jax.parallel.distributed import (
-    data_share,
-    from_main_process,
-    is_main_process,
-    to_host,
-)
-from c2ser_jax.parallel.rules import batch_parts
+from c2ser_jax.parallel.distributed import data_share, from_main_process
 from c2ser_jax.scoring import check_initial, score_model, score_probe
+from c2ser_jax.stage_run import origin_of, row_multiple, train_stage, trained_on
 from c2ser_jax.tasks.classify import Classify
 from c2ser_jax.tasks.pretrain import Pretrain
 from c2ser_jax.training.checkpoint import (
@@ -42,13 +35,8 @@ from c2ser_jax.training.checkpoint import (
     nest,
     read_description,
     read_params,
-    read_trained_on,
     write_model,
 )
-from c2ser_jax.training.development import development_loss
-from c2ser_jax.training.loop import fit
-from c2ser_jax.training.preemption import Stopped
-from c2ser_jax.training.state import final_params
 
 Params = Mapping[str, Any]
 STEM_MINUTES = 60  # of training audio, at most, for fitting a stem
@@ -67,10 +55,15 @@ def run_fold(context: FoldRun) -> dict[str, FoldResult]:
     alone(stop, lambda: check_initial(context))
     encoder = _first_encoder(context)
     scores: dict[str, FoldResult] = {}
+    parts: Params = {}
     for name in run.configured_stages():
         found = None
         if name == "probe":
             found = alone(stop, lambda: score_probe(context))
+        elif name in ANSWERING:
+            from c2ser_jax.cot_stages import train_answers
+
+            parts = train_answers(context, name, parts or _acoustic(encoder))
         else:
             encoder = _train(context, name, encoder)["encoder"]
             if name == "classify" and context.fold.test:
@@ -79,6 +72,11 @@ def run_fold(context: FoldRun) -> dict[str, FoldResult]:
         if found is not None:
             scores[name] = found
     return scores
+
+
+def _acoustic(encoder: Params | None) -> Params:
+    """The parts of the whole model that the stages before left."""
+    return {} if encoder is None else {"acoustic": encoder}
 
 
 def _first_encoder(context: FoldRun) -> Params | None:
@@ -91,7 +89,8 @@ def _first_encoder(context: FoldRun) -> Params | None:
     if first == "probe":
         return None
     if run.initial:
-        return read_params(run.initial)["encoder"]
+        is_whole = read_description(run.initial).kind == C2SER
+        return read_params(run.initial)["acoustic" if is_whole else "encoder"]
     stem = alone(context.stop, lambda: _fitted_stem(context, first))
     stem = nest(from_main_process(flatten(stem or {})))
     return {"local_encoder": stem} if stem else None
@@ -110,56 +109,15 @@ def _fitted_stem(context: FoldRun, first: str) -> Params | None:
 
 def _train(context: FoldRun, name: str, encoder: Params | None) -> Params:
     """Trains one stage and writes its model directory; returns the parameters on the host."""
-    run, folder = context.run, context.workdir / name
+    run = context.run
     stage = run.pretrain if name == "pretrain" else run.classify
     assert stage is not None
     data, held = together(context.stop, lambda: _stage_data(context, stage))
-    for bad in data.bad:
-        context.say(f"{name}: left out {bad.id}: {bad.detail}")
-    task, scanned = _task(run, stage, context.labels, data), len(data.bad)
-    evaluate = None
-    if held is not None:
-        evaluate = development_loss(task, held.evaluation_batches, mesh=context.mesh, seed=run.seed)
-    loop = stage.loop
-    result = fit(
-        task,
-        data,
-        cfg=loop if context.progress is None else replace(loop, progress=context.progress),
-        optimizer_cfg=stage.optimizer,
-        mesh=context.mesh,
-        seed=run.seed,
-        workdir=folder,
-        init_params=None if encoder is None else {"encoder": encoder},
-        description={
-            "run": to_json(run),
-            "stage": name,
-            "fold": context.fold.name,
-            "labels": context.labels,
-        },
-        evaluate=evaluate,
-        stop=context.stop,
-    )
-    _tell_bad(context, name, data, scanned)
-    if result.stopped_by_signal:
-        raise Stopped
-    params = to_host(final_params(result.state, task.ema_paths))
+    task = _task(run, stage, context.labels, data)
+    initial = None if encoder is None else {"encoder": encoder}
+    params = train_stage(context, name, stage, task, data, held, initial)
     alone(context.stop, lambda: _write(context, name, stage, params, data))
     return params
-
-
-def _tell_bad(context: FoldRun, name: str, data: TrainingData, scanned: int) -> None:
-    """Lists the files that failed after the first `scanned` ones, while the stage trained.
-
-    Raises:
-      UserError: together they are too many.
-    """
-    bad = found_by_all(data.bad)
-    new = bad[scanned:]
-    if new:
-        context.say(f"{name}: {len(new)} files failed while it trained ({NAME}):\n{listing(new)}")
-        if is_main_process():
-            add_bad_files(context.shared, new)
-    data.check_bad(bad)
 
 
 def _write(
@@ -172,16 +130,7 @@ def _write(
     """Writes what a finished stage leaves: its model directory and its curves."""
     run, folder = context.run, context.workdir / name
     kind = "emotion2vec_pretraining" if name == "pretrain" else "emotion2vec_classifier"
-    origin = {
-        "trained_by": "c2ser_jax.train",
-        "run": run.name,
-        "stage": name,
-        "fold": context.fold.name,
-        "initial": run.initial,
-        "data_fingerprint": data.fingerprint,
-        "seed": run.seed,
-    }
-    given = read_description(run.initial) if run.initial else None
+    before = [run.initial] if run.initial else []
     write_model(
         folder / "model",
         ModelDescription(
@@ -189,11 +138,10 @@ def _write(
             model=to_json(run.encoder),
             labels=context.labels if name == "classify" else None,
             extra=_pretraining(stage),
-            origin=origin if given is None else {**origin, "initial_origin": given.origin},
-            licence=None if given is None else given.licence,
+            **origin_of(context, name, data, before),
         ),
         leaves_of(params),
-        trained_on=_trained_on(data, run.initial),
+        trained_on=trained_on(data, before),
         replace=True,
     )
     curves_picture(folder / "metrics.jsonl", folder / "curves.png", title=f"{run.name}: {name}")
@@ -217,7 +165,7 @@ def _stage_data(
     """The stage's training data, and development data where it evaluates on them."""
     cfg, fold = stage.batches, context.fold
     index, count = data_share(context.mesh)
-    rows = math.lcm(cfg.row_multiple, batch_parts(context.mesh) * stage.loop.microbatches)
+    rows = row_multiple(context, stage)
 
     def data(utterances: list[Utterance], cfg: DataConfig) -> TrainingData:
         return TrainingData(
@@ -233,9 +181,3 @@ def _stage_data(
         return data(fold.train, cfg), None
     plain = replace(cfg, sampling="shuffle", label_share=None, augment=AugmentConfig())
     return data(fold.train, cfg), data(fold.dev, plain)
-
-
-def _trained_on(data: TrainingData, initial: str) -> list[dict[str, Any]]:
-    """Training rows of this stage and of the model it started from."""
-    before = (read_trained_on(initial) or []) if initial else []
-    return [*before, *data.trained_on()]

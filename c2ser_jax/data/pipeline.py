@@ -16,7 +16,7 @@ from c2ser_jax.data.batching import BatchPlan, bucket_edges, bucket_rows, evalua
 from c2ser_jax.data.labels import map_labels
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.prefetch import Prefetched
-from c2ser_jax.data.scanning import BadFile, listing, scan_source
+from c2ser_jax.data.scanning import BadFile, Scanned, listing, scan_source
 from c2ser_jax.data.sources import Source
 from c2ser_jax.errors import UserError
 
@@ -96,13 +96,15 @@ class TrainingData:
             )
         self.cfg, self.seed = cfg, seed
         self._process, self._processes = process_index, process_count
-        found = scan_source(
-            source,
-            decode=cfg.scan == "decode",
-            cache=cfg.cache,
-            allow_silent=cfg.allow_silent,
-            max_bad_share=cfg.max_bad_share,
-            threads=cfg.threads,
+        found = self._select(
+            scan_source(
+                source,
+                decode=cfg.scan == "decode",
+                cache=cfg.cache,
+                allow_silent=cfg.allow_silent,
+                max_bad_share=cfg.max_bad_share,
+                threads=cfg.threads,
+            )
         )
         self._source, self._kept = found.source, found.usable
         self.scans, self.bad = found.scans, found.bad
@@ -170,6 +172,10 @@ class TrainingData:
         """Yields every row of every process's share once, first `max_seconds`, not augmented."""
         planned = evaluation_batches(self._lengths, self.plan.edges, self.plan.rows)
         return self._iterate(range(len(planned)), _Evaluation(self, planned))
+
+    def _select(self, found: Scanned) -> Scanned:
+        """What of the usable rows to take: all of them."""
+        return found
 
     def _iterate(self, steps: range, make: Any) -> Iterator[dict[str, Any]]:
         batches = Prefetched(make, steps, workers=self.cfg.workers, threads=self.cfg.threads)

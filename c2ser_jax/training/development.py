@@ -8,10 +8,9 @@ from jax.sharding import Mesh
 
 from c2ser_jax.parallel.distributed import to_global
 from c2ser_jax.tasks.task import Task
+from c2ser_jax.training.loop import split_batch
 from c2ser_jax.training.state import TrainState, final_params
 from c2ser_jax.training.window import mean_pairs
-
-COLUMNS = ("audio", "audio_samples", "label")  # of a batch that go to the device
 
 
 def development_loss(
@@ -38,7 +37,7 @@ def development_loss(
         del step
         found = []
         for place, batch in enumerate(batches()):
-            arrays = to_global({name: batch[name] for name in COLUMNS}, mesh)
+            arrays = to_global(split_batch(batch)[0], mesh)
             found.append(jax.device_get(pairs(state, arrays, place)))
         terms = mean_pairs([terms for terms, _ in found])
         loss = sum(task.weights[name] * value for name, value in terms.items())

@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import flax.linen as nn
 import jax
@@ -47,7 +47,7 @@ class Dataset(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long and how a run trains; `trainable` and `ema_paths` are patterns of paths."""
+    """How long and how a run trains; `trainable` and what ends in `_paths` are path patterns."""
 
     steps: int = 1000
     microbatches: int = 1
@@ -57,6 +57,8 @@ class LoopConfig:
     keep_every: int | None = None
     evaluate_every: int | None = None  # log the losses on development data, too
     trainable: str = ".*"
+    frozen_dtype: Literal["float32", "bfloat16"] | None = None  # None: as the model has them
+    frozen_dtype_paths: str | None = None  # None: all that is frozen
     ema_decay: float = 0.0  # 0: no average
     ema_end_decay: float | None = None  # None: constant
     ema_anneal_steps: int = 0
@@ -71,7 +73,7 @@ class LoopConfig:
         for decay in (self.ema_decay, self.ema_end_decay or 0.0):
             if not 0 <= decay <= 1:
                 raise UserError(f"an ema decay is {decay}: give a number from 0 to 1")
-        for pattern in (self.trainable, self.ema_paths or ""):
+        for pattern in (self.trainable, self.ema_paths or "", self.frozen_dtype_paths or ""):
             compile_pattern(pattern)
 
 
@@ -218,6 +220,8 @@ class _Run:
             mesh=self.mesh,
             trainable=cfg.trainable,
             ema=_averaged_paths(self.task, cfg),
+            frozen_dtype=cfg.frozen_dtype,
+            frozen_dtype_paths=cfg.frozen_dtype_paths,
         )
         init_key, run_key = jax.jit(
             lambda: (jax.random.key(seed), jax.random.fold_in(jax.random.key(seed), 1)),

@@ -75,9 +75,13 @@ def state_shapes(
     mesh: Mesh,
     trainable: str = ".*",
     ema: str | None = None,
+    frozen_dtype: str | None = None,
+    frozen_dtype_paths: str | None = None,
 ) -> TrainState:
     """Returns the state as ShapeDtypeStructs with shardings; nothing is computed or allocated.
 
+    Frozen parameters (those whose path matches `frozen_dtype_paths`, or all) have `frozen_dtype`;
+    None: the model's own.
     Errors: UserError when `trainable` or `ema` matches no parameter, or the mesh does not fit.
     """
     boxed = jax.eval_shape(task.init, jax.random.key(0), batch)
@@ -92,6 +96,9 @@ def state_shapes(
             f"the pattern {trainable!r} of trainable parameters matches none of the "
             f"{len(flatten(placed))} paths, such as {next(iter(flatten(placed)))!r}: change it"
         )
+    if frozen_dtype is not None:
+        cast, rest = split_params(frozen, frozen_dtype_paths or ".*")
+        frozen = merge_params(rest, jax.tree.map(lambda leaf: _as(leaf, frozen_dtype), cast))
     averaged = None
     if ema is not None:
         averaged = jax.tree.map(_as_float32, split_params(placed, ema)[0])
@@ -187,5 +194,9 @@ def _struct(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+def _as(leaf: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding)
+
+
 def _as_float32(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
+    return _as(leaf, jnp.float32)

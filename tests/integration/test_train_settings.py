@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from c2ser_jax import stages, train
+from c2ser_jax import stage_run, stages, train
 from c2ser_jax.training.checkpoint import ModelDescription, leaves_of, read_description, write_model
 from c2ser_jax.training.loop import FitResult
 from c2ser_jax.training.state import TrainState
@@ -22,7 +22,7 @@ def loops(monkeypatch):
         state = TrainState(step=0, trainable=init_params, frozen={}, opt=None, ema=None)
         return FitResult(state, [], stopped_by_signal=False)
 
-    monkeypatch.setattr(stages, "fit", fit)
+    monkeypatch.setattr(stage_run, "fit", fit)
     monkeypatch.setattr(stages, "initial_front_end", lambda *_, **__: {"kernel": np.zeros(3)})
     return seen
 

@@ -1,0 +1,88 @@
+"""What the whole model's parts start from: earlier stages, converted models, or nothing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from c2ser_jax.config import RunConfig
+from c2ser_jax.errors import UserError
+from c2ser_jax.overrides import to_json
+from c2ser_jax.training.checkpoint import read_description, read_params
+from c2ser_jax.training.model_directory import TOKENIZER
+
+C2SER = "c2ser"
+"""Kind of a model directory with the whole model."""
+
+KINDS = {"encoder": "whisper_encoder", "llm": "qwen2"}
+"""Kinds of the model directories that `initial_encoder` and `initial_llm` name."""
+
+FREE = frozenset(
+    "dtype param_dtype remat attention_implementation scan_layers lora dropout attention_dropout "
+    "mlp_dropout prenet_dropout layer_drop prenet_layer_drop position_dropout activation_dropout "
+    "max_positions inputs".split()
+)
+"""Fields that a run may set otherwise than the model that it starts from."""
+
+Params = Mapping[str, Any]
+
+
+def initial_directories(run: RunConfig) -> list[str]:
+    """The model directories that the run starts from."""
+    return [one for one in (run.initial, run.initial_encoder, run.initial_llm) if one]
+
+
+def initial_parts(run: RunConfig) -> dict[str, Params]:
+    """{part: parameters} of the model directories that fill parts of the whole model.
+
+    The acoustic encoder of another `initial` than a whole model is not among them.
+
+    Raises:
+      UserError: a directory of another kind, or made with another model than the run configures.
+    """
+    assert run.c2ser is not None
+    wanted = to_json(run.c2ser.model(run.encoder))
+    parts: dict[str, Params] = {}
+    if run.initial:
+        description = read_description(run.initial)
+        if description.kind == C2SER:
+            _check_model(f"initial {run.initial}", description.model, wanted)
+            parts |= read_params(run.initial)
+    for part, kind in KINDS.items():
+        directory = getattr(run, f"initial_{part}")
+        if not directory:
+            continue
+        description = read_description(directory)
+        if description.kind != kind:
+            raise UserError(
+                f"initial_{part} {directory} holds a model of kind {description.kind}, wanted is "
+                f"{kind}: convert one with python -m conversions"
+            )
+        _check_model(f"initial_{part} {directory}", description.model, wanted[part])
+        params = read_params(directory)
+        parts[part] = params["encoder"] if part == "encoder" else params
+    return parts
+
+
+def tokenizer_directory(run: RunConfig) -> Path | None:
+    """The folder whose tokenizer the run takes, None when it must train one."""
+    if run.tokenizer:
+        inside = Path(run.tokenizer) / TOKENIZER
+        return inside if inside.is_dir() else Path(run.tokenizer)
+    if run.initial_llm:
+        return Path(run.initial_llm) / TOKENIZER
+    if run.initial and read_description(run.initial).kind == C2SER:
+        return Path(run.initial) / TOKENIZER
+    return None
+
+
+def _check_model(whose: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises `UserError` when two configs of a model differ in more than `FREE` fields."""
+    for name in sorted(stored.keys() & wanted.keys() - FREE):
+        one, other = stored[name], wanted[name]
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            _check_model(f"{whose}: {name}", one, other)
+        elif one != other:
+            raise UserError(
+                f"{whose} was made with {name} {one!r}, this run has {other!r}: give the model's "
+                "own value"
+            )
