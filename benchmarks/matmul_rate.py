@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 ENCODER_PRODUCTS = ((768, 2304), (768, 768), (768, 3072), (3072, 768))
 """(inputs, outputs) of a base-size block: qkv, attention output, fc1, fc2."""
+ACCELERATOR_ROWS = 131_072
+"""Rows that make a product long against its start on an accelerator."""
 
 
 def best_seconds(function, *arguments, seconds: float = 0.3, least: int = 3) -> float:

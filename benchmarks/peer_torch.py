@@ -1,17 +1,24 @@
 """The pretraining step of `benchmarks/pretrain.py` in torch: same sizes, same products, SDPA.
 
 Weights and masks are random and every utterance has one length: it is measured, not trained.
+`python benchmarks/peer_torch.py` reads JSON from standard input, as `benchmarks/pretrain.py` writes
+it, and prints the seconds of a step last.
 
 Shapes: B utterances, C clones, R = B * C, N samples, T frames, K kept frames, E extra tokens,
 D width, H heads.
 """
 
+import json
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -162,3 +169,20 @@ def pretraining_loss(student: Student, teacher: Student, data2vec: Any, audio, l
     partners = (labels[:, None] == labels).float() - torch.eye(B, device=x.device)
     category = -(F.log_softmax(logits, 1) * partners).sum() / partners.sum().clamp(min=1)
     return frame + 0.1 * utterance + category
+
+
+def main() -> int:
+    """Measures what standard input names and prints the seconds."""
+    sys.path.insert(0, str(PROJECT))
+    from c2ser_jax.models.data2vec import Data2VecConfig
+    from c2ser_jax.models.emotion2vec import Emotion2VecConfig
+
+    job = json.loads(sys.stdin.read())
+    encoder = Emotion2VecConfig.from_dict(job.pop("encoder"))
+    data2vec = Data2VecConfig(**job.pop("data2vec"))
+    print(pretraining_step_seconds(encoder, data2vec, **job))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,14 +3,17 @@
 `python benchmarks/pretrain.py` measures, on random audio, the whole step the trainer runs (student
 forward and backward over all clones, teacher, three losses, AdamW, moving average) in float32 and
 XLA's matrix product in the same process, interleaved; the last line is the share of that rate.
-`--gpu` runs in bfloat16, reports the share of the accelerator's peak and, with torch installed, the
-same step in torch with scaled_dot_product_attention; `--peer` adds torch on the CPU too.
+`--gpu` runs in bfloat16, reports the share of the accelerator's peak and, measured before it in a
+process of its own, the same step in torch with scaled_dot_product_attention; `--peer` adds torch on
+the CPU, too.
 
 Shapes: B utterances, C clones, R = B * C, N samples, T frames, K kept frames, S sequence, D width.
 """
 
 import argparse
 import dataclasses
+import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,7 +25,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.matmul_rate import measure_matmul_rate  # noqa: E402
+from benchmarks.matmul_rate import ACCELERATOR_ROWS, measure_matmul_rate  # noqa: E402
+from c2ser_jax.models.attention import IMPLEMENTATIONS  # noqa: E402
 from c2ser_jax.models.emotion2vec import Emotion2VecConfig  # noqa: E402
 from c2ser_jax.parallel.mesh import make_local_mesh  # noqa: E402
 from c2ser_jax.tasks.pretrain import Pretrain, PretrainConfig  # noqa: E402
@@ -44,22 +48,45 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="length of each")
     parser.add_argument("--steps", type=int, help="measured steps (5; 20 with --gpu)")
     parser.add_argument("--gpu", action="store_true", help="bfloat16 on one accelerator")
-    parser.add_argument("--peer", action="store_true", help="also the same step in torch")
+    parser.add_argument(
+        "--peer",
+        action=argparse.BooleanOptionalAction,
+        help="also the same step in torch (the default with --gpu)",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=IMPLEMENTATIONS,
+        default="xla",
+        help="cudnn (GPU) has no dropout on the attention's weights, so none is drawn then",
+    )
     arguments = parser.parse_args(argv)
     rows = arguments.rows or (64 if arguments.gpu else 4)
     steps = arguments.steps or (20 if arguments.gpu else 5)
+    dtype = "bfloat16" if arguments.gpu else "float32"
+    encoder = dataclasses.replace(
+        Emotion2VecConfig(),
+        normalize_waveform=False,
+        dtype=dtype,
+        attention_implementation=arguments.attention,
+    )
+    if arguments.attention == "cudnn":
+        encoder = dataclasses.replace(encoder, attention_dropout=0.0)
+    cfg = PretrainConfig()
+    samples = int(arguments.seconds * 16000)
+    peer = None
+    if (
+        arguments.gpu if arguments.peer is None else arguments.peer
+    ):  # first, while nothing else holds the device's memory
+        peer = peer_seconds(encoder, cfg, rows, samples, steps, arguments.gpu)
     device = jax.devices()[0]
     if arguments.gpu and device.platform == "cpu":
         raise SystemExit("--gpu was given, but jax sees no accelerator here")
-    dtype = "bfloat16" if arguments.gpu else "float32"
-    encoder = dataclasses.replace(Emotion2VecConfig(), normalize_waveform=False, dtype=dtype)
-    cfg = PretrainConfig()
-    samples = int(arguments.seconds * 16000)
     flops = step_flops(encoder, cfg.data2vec, rows, samples)
     result = measure(encoder, cfg, rows, samples, steps)
     report(device.device_kind, dtype, rows, arguments.seconds, flops, result)
-    if arguments.gpu or arguments.peer:
-        report_peer(encoder, cfg, rows, samples, steps, arguments.gpu, result["step"])
+    print(f"attention      {arguments.attention}")
+    if peer is not None:
+        print(f"torch          {peer:.3f} s a step, ratio {peer / result['step']:.2f}")
     share = flops / result["step"] / result["rate"]
     peak = next((v for name, v in PEAK_BF16_FLOPS.items() if name in device.device_kind), None)
     if arguments.gpu and peak:
@@ -76,6 +103,7 @@ def measure(encoder, cfg: PretrainConfig, rows: int, samples: int, steps: int) -
     batch = random_batch(rows, samples)
     structs = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in batch.items()}
     mesh = make_local_mesh()
+    wide = 2048 if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
     with jax.set_mesh(mesh):
         shapes = state_shapes(task, optimizer, structs, mesh=mesh, ema=task.ema_paths)
         state = create_state(task, optimizer, structs, shapes, key=jax.random.key(0))
@@ -94,7 +122,7 @@ def measure(encoder, cfg: PretrainConfig, rows: int, samples: int, steps: int) -
         compile_seconds = time.perf_counter() - begun
         times, rates, losses = [], [], []
         for _ in range(steps + 1):  # the first warms up
-            rates.append(measure_matmul_rate(dtype=encoder.dtype, seconds=0.4, rounds=1))
+            rates.append(measure_matmul_rate(rows=wide, dtype=encoder.dtype, seconds=0.4, rounds=1))
             begun = time.perf_counter()
             state, healthy, outcome = program(state, healthy, batch, stop, jax.random.key(1))
             losses.append(float(outcome["loss"]))
@@ -168,12 +196,26 @@ def report(kind: str, dtype: str, rows: int, seconds: float, flops: float, resul
           f"{result['rate'] / 1e9:.1f}")  # fmt: skip
 
 
-def report_peer(encoder, cfg, rows: int, samples: int, steps: int, gpu: bool, ours: float) -> None:
-    """Runs the same step in torch and prints its seconds and the ratio."""
-    from benchmarks.peer_torch import pretraining_step_seconds
-
-    seconds = pretraining_step_seconds(encoder, cfg.data2vec, rows, samples, steps=steps, gpu=gpu)
-    print(f"torch          {seconds:.3f} s a step, ratio {seconds / ours:.2f}")
+def peer_seconds(encoder, cfg, rows: int, samples: int, steps: int, gpu: bool) -> float | None:
+    """Seconds of the same step in torch, in a process of its own; None when it could not run."""
+    job = {
+        "encoder": dataclasses.asdict(encoder),
+        "data2vec": dataclasses.asdict(cfg.data2vec),
+        "rows": rows,
+        "samples": samples,
+        "steps": steps,
+        "gpu": gpu,
+    }
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("peer_torch.py"))],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        print(f"torch          failed: {done.stderr.strip().splitlines()[-1]}")
+        return None
+    return float(done.stdout.split()[-1])
 
 
 if __name__ == "__main__":
