@@ -27,7 +27,7 @@ from c2ser_jax.models.qwen2 import Qwen2
 
 
 class LabelScores(flax.struct.PyTreeNode):
-    """probabilities float32[B, J], rows sum to 1; scores float32[B, J], mean log-probabilities."""
+    """probabilities float32[B, J], rows sum to 1; scores float32[B, J], logarithms."""
 
     probabilities: jax.Array
     scores: jax.Array
@@ -49,10 +49,34 @@ def pack_labels(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndar
     return tokens, mask
 
 
+def pack_rivals(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """bool[J, J, T]: whether token t of label k rivals that of label j, behind the same tokens.
+
+    labels, mask: as `pack_labels` makes them, the ending token included. Of labels that have the
+    same token there, the first stands for all.
+
+    Raises:
+      UserError: two labels have the same tokens.
+    """
+    J, T = labels.shape
+    rivals = np.zeros((J, J, T), bool)
+    for j, t in zip(*np.nonzero(mask), strict=True):
+        seen = set()
+        for k in range(J):
+            alike = mask[k, t] and (labels[k, :t] == labels[j, :t]).all()
+            if alike and labels[k, t] not in seen:
+                seen.add(labels[k, t])
+                rivals[j, k, t] = True
+    where = np.where(mask, labels, -1)
+    if len(np.unique(where, axis=0)) < J:
+        raise UserError("two labels have the same tokens: give each its own answer")
+    return rivals
+
+
 @functools.partial(jax.jit, static_argnames=("model",))
 def score_labels(
-    model: Qwen2, params: Any, embeddings, mask, labels, label_mask, *, counted=None, prior=None,
-    temperature=1.0,
+    model: Qwen2, params: Any, embeddings, mask, labels, label_mask, *, counted=None, rivals=None,
+    prior=None, temperature=1.0,
 ) -> LabelScores:  # fmt: skip
     """Probability of each label as the answer to each prompt.
 
@@ -62,6 +86,8 @@ def score_labels(
       labels, label_mask: int32[J, T] and bool[J, T] as `pack_labels` makes them: the texts in the
         answer's template, with the ending token where it shall count.
       counted: bool[J, T], the tokens whose log-probabilities are averaged; None: `label_mask`.
+      rivals: bool[J, J, T] of `pack_rivals`: a label's score is then its log-probability among the
+        labels, which only tokens that decide between labels change, however long each is.
       prior: float[J], scores that the labels have without any speech, subtracted; or None.
       temperature: divides the scores; it changes no order.
 
@@ -74,8 +100,13 @@ def score_labels(
     if T > 1:
         later = _later(model, params, labels, label_mask, cache)
         found = jnp.concatenate([found, later], 2)
-    counted = label_mask if counted is None else counted
-    scores = jnp.where(counted, found, 0.0).sum(2) / jnp.maximum(counted.sum(1), 1)
+    if rivals is None:
+        counted = label_mask if counted is None else counted
+        scores = jnp.where(counted, found, 0.0).sum(2) / jnp.maximum(counted.sum(1), 1)
+    else:
+        choices = jnp.where(rivals, found[:, None], -jnp.inf)  # [B, J, J, T]
+        decided = found - jax.nn.logsumexp(choices, 2)
+        scores = jnp.where(label_mask, decided, 0.0).sum(2)
     corrected = scores if prior is None else scores - prior
     return LabelScores(jax.nn.softmax(corrected / temperature, 1), scores)
 

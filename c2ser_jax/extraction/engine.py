@@ -124,18 +124,19 @@ class Engine:
         order = sorted(lengths, key=lambda index: (-lengths[index], index))
         source = decode(clips, order, self.model, self.cfg.cutting, self.cfg.threads)
         forward = partial(self._dispatch, outputs=tuple(outputs), layer=layer)
-        yield from _one_behind(self._batches(source, self.report.shapes), forward, self._finish)
+        largest = Shape(self.cfg.cutting.samples(self.model)[0], self._mesh.size)
+        batches = fill_batches(source, self.report.shapes, largest)
+        yield from one_behind(batches, forward, self._finish)
 
     def plan(self, lengths: Iterable[int]) -> tuple[Shape, ...]:
         """The shapes that a run over clips of `lengths` samples compiles."""
         cutting = self.cfg.cutting
         segments = [n for samples in lengths for n in cutting.segment_lengths(samples, self.model)]
-        compile_flops = _COMPILE_FLOPS.get(jax.default_backend(), _COMPILE_FLOPS_ELSEWHERE)
         return plan_shapes(
             [n for n in segments if n >= self.model.receptive_samples],
             batch_samples=int(self.cfg.batch_seconds * self.model.sample_rate),
             largest=cutting.samples(self.model)[0],
-            compile_samples=int(compile_flops / flops_per_sample(self.model)),
+            compile_samples=compile_samples(flops_per_sample(self.model)),
             row_multiple=self._mesh.size,
         )
 
@@ -146,32 +147,10 @@ class Engine:
         for shape in shapes:
             self._compile(shape, tuple(outputs), layer)
 
-    def _batches(
-        self, source: Iterator[Segment | Failure], shapes: tuple[Shape, ...]
-    ) -> Iterator[tuple[Shape, list[Segment]] | Failure]:
-        """Full batches as soon as a bucket has its rows, the rest at the end."""
-        waiting: dict[Shape, list[Segment]] = {shape: [] for shape in shapes}
-        for item in source:
-            if isinstance(item, Failure):
-                yield item
-                continue
-            # A header may have promised less than was decoded: such a clip gets the longest shape.
-            fitting = [shape for shape in shapes if shape.samples >= len(item.audio)]
-            largest = Shape(self.cfg.cutting.samples(self.model)[0], self._mesh.size)
-            shape = fitting[0] if fitting else largest
-            rows = waiting.setdefault(shape, [])
-            rows.append(item)
-            if len(rows) == shape.rows:
-                waiting[shape] = []
-                yield shape, rows
-        for shape, rows in waiting.items():
-            if rows:
-                yield shape, rows
-
     def _dispatch(
-        self, batch: tuple[Shape, list[Segment]], *, outputs: tuple[str, ...], layer: int | None
+        self, batch: "Batch", *, outputs: tuple[str, ...], layer: int | None
     ) -> tuple[list[Segment], dict[str, jax.Array]]:
-        shape, segments = batch
+        shape, segments = batch.shape, batch.segments
         audio = np.zeros((shape.rows, shape.samples), np.float32)
         samples = np.zeros(shape.rows, np.int32)
         statistics = np.tile(np.array([0.0, 1.0], np.float32), (shape.rows, 1))
@@ -279,7 +258,48 @@ def flops_per_sample(model: Emotion2VecConfig) -> float:
     return max(1e4, flops + 2 * (blocks + position + channels * D) / hop)
 
 
-def _one_behind(batches, dispatch, finish):
+def compile_samples(flops: float) -> int:
+    """Samples that could be computed, at `flops` operations each, while a shape is compiled."""
+    each = _COMPILE_FLOPS.get(jax.default_backend(), _COMPILE_FLOPS_ELSEWHERE)
+    return int(each / flops)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Segments to run together: at most `shape.rows`, all of one group."""
+
+    shape: Shape
+    segments: list[Segment]
+    group: Any = None
+
+
+def fill_batches(
+    source: Iterable[Segment | Failure],
+    shapes: Sequence[Shape],
+    largest: Shape,
+    group: Callable[[int], Any] = lambda index: None,
+) -> Iterator[Batch | Failure]:
+    """Full batches as soon as a bucket has its rows, the rest at the end; failures in their turn.
+
+    `group` names what the clip of an index shares a batch with.
+    """
+    waiting: dict[tuple[Any, Shape], list[Segment]] = {}
+    for item in source:
+        if isinstance(item, Failure):
+            yield item
+            continue
+        # A header may have promised less than was decoded: such a clip gets the longest shape.
+        shape = next((s for s in shapes if s.samples >= len(item.audio)), largest)
+        key = group(item.index), shape
+        rows = waiting.setdefault(key, [])
+        rows.append(item)
+        if len(rows) == shape.rows:
+            yield Batch(shape, waiting.pop(key), key[0])
+    for (name, shape), rows in waiting.items():
+        yield Batch(shape, rows, name)
+
+
+def one_behind(batches, dispatch, finish):
     """Finishes a batch on the host while the next one runs on the device.
 
     On CPU two batches at once would only share the cores and double the memory, so there the next

@@ -156,6 +156,35 @@ def read_trained_on(directory: str | Path) -> list[dict[str, Any]] | None:
     return rows
 
 
+def check_shapes(
+    params: Mapping[str, Any],
+    wanted: Mapping[str, tuple[int, ...]],
+    directory: str | Path,
+    *,
+    under: tuple[str, ...] = ("",),
+) -> None:
+    """Compares the parameters read from a directory with the `wanted` shapes by path.
+
+    under: beginnings of the paths under which nothing else may be.
+
+    Raises:
+      UserError: a parameter is missing, has another shape, or is not called for.
+    """
+    found = {name: tuple(leaf.shape) for name, leaf in flatten(params).items()}
+    for name, shape in wanted.items():
+        if found.get(name) != shape:
+            has = "is missing" if name not in found else f"has shape {list(found[name])}"
+            raise UserError(
+                f"{directory}: the parameter {name} {has}, the config asks for {list(shape)}; "
+                "write or convert the model again"
+            )
+    if extra := sorted(n for n in found if n.startswith(under) and n not in wanted):
+        raise UserError(
+            f"{directory}: the config does not call for the parameter {extra[0]}; "
+            "write or convert the model again"
+        )
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns {"a/b/c": leaf} for nested dicts, in the dicts' own order."""
     flat: dict[str, Any] = {}

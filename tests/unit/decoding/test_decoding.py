@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from c2ser_jax.decoding.generate import DecodingConfig, generate
-from c2ser_jax.decoding.labels import pack_labels, score_labels
+from c2ser_jax.decoding.labels import pack_labels, pack_rivals, score_labels
 from c2ser_jax.decoding.trie import build_trie
 from c2ser_jax.errors import UserError
 from c2ser_jax.models.qwen2 import Qwen2, unstack_layers
@@ -112,6 +112,32 @@ def test_label_probabilities_equal_a_forward_pass_per_label():
     wanted = np.exp((wanted - prior) / 2)
     wanted /= wanted.sum(1, keepdims=True)
     np.testing.assert_allclose(corrected.probabilities, wanted, atol=2e-5)
+
+
+def test_only_tokens_that_decide_between_labels_count():
+    """5 begins all; 7 or 9 decides, and behind 7 the 4 or the 3; what follows 9 is certain."""
+    labels = [[5, 7, 4, 0], [5, 9, 4, 3, 11, 0], [5, 7, 3, 0]]
+    embeddings, mask = prompts(SIZES, 12, "holes")
+    params = tiny_params()
+    packed, label_mask = pack_labels(labels)
+    rivals = pack_rivals(packed, label_mask)
+    found = score_labels(MODEL, params, embeddings, mask, packed, label_mask, rivals=rivals)
+    np.testing.assert_allclose(np.exp(found.scores).sum(1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(found.probabilities, np.exp(found.scores), atol=1e-5)
+    each = {}  # log-probabilities of single tokens, from labels scored as they begin
+    for start in ([5, 7], [5, 9], [5, 7, 4], [5, 7, 3]):
+        counted = np.arange(6)[None] == len(start) - 1
+        only, real = pack_labels([[*start, *[0] * (6 - len(start))], [1] * 6])
+        scored = score_labels(MODEL, params, embeddings, mask, only, real, counted=counted & real)
+        each[tuple(start)] = np.asarray(scored.scores[:, 0])
+    first = each[5, 7] - np.logaddexp(each[5, 7], each[5, 9])
+    second = each[5, 7, 4] - np.logaddexp(each[5, 7, 4], each[5, 7, 3])
+    np.testing.assert_allclose(found.scores[:, 0], first + second, atol=1e-4)
+    np.testing.assert_allclose(
+        found.scores[:, 1], each[5, 9] - np.logaddexp(each[5, 7], each[5, 9]), atol=1e-4
+    )
+    with pytest.raises(UserError, match="same tokens"):
+        pack_rivals(*pack_labels([[5, 7], [5, 7]]))
 
 
 @pytest.mark.parametrize(
