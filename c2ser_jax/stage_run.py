@@ -45,11 +45,12 @@ class Stage(Protocol):
 
 def train_stage(
     context: FoldRun, name: str, stage: Stage, task: Task, data: TrainingData,
-    held: TrainingData | None, init_params: Params | None,
+    held: TrainingData | None, init_params: Params | None, *, loop: LoopConfig | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains `task`, or goes on with it; returns the parameters it leaves, on the host.
 
-    `held` are development data that the stage evaluates on, None without.
+    `held` are development data that the stage evaluates on, None without; `loop` takes the place of
+    the stage's own settings.
 
     Raises:
       Stopped: a signal came; UserError: as `fit` says, or too many files failed.
@@ -60,7 +61,7 @@ def train_stage(
     scanned, evaluate = len(data.bad), None
     if held is not None:
         evaluate = development_loss(task, held.evaluation_batches, mesh=context.mesh, seed=run.seed)
-    loop = stage.loop
+    loop = loop or stage.loop
     result = fit(
         task,
         data,
