@@ -38,7 +38,7 @@ from conversions.c2ser_sources import (
 )
 from conversions.connector_names import SPEECH_TOKENS
 from conversions.emotion2vec_import import Options, Prepared
-from conversions.engine import Plan, Table, plan
+from conversions.engine import Plan, Shapes, Table, plan
 from conversions.model_folder import (
     INDEX,
     MAX_FILE_BYTES,
@@ -88,10 +88,9 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:
     cfg = model_config(path, weights, found.config, _acoustic_config(found), llm)
     filling = missing_weights(rules, weights, folder.tree["state_dict"], tied)
     weights |= filling
-    cfg = dataclasses.replace(
-        cfg, llm=dataclasses.replace(llm, param_dtype=_param_dtype(rules, weights))
-    )
-    made = _plan(cfg, rules, weights, found)
+    shapes, dtype = target_shapes(cfg), _param_dtype(rules, weights)
+    cfg = dataclasses.replace(cfg, llm=dataclasses.replace(llm, param_dtype=dtype))
+    made = _plan(cfg, shapes, rules, weights, found)
     references = alias_references(aliases, weights, prefix, tied)
     kept, more, left_out = folder_tree(folder, rules, weights)
     references |= more | _references(made)
@@ -180,9 +179,11 @@ def _is_frozen(path: str) -> bool:
     return path.startswith("llm/") and "/lora_" not in path
 
 
-def _plan(cfg: C2serConfig, rules: Table, weights: Tensors, found: _Sources) -> Plan:
+def _plan(
+    cfg: C2serConfig, shapes: Shapes, rules: Table, weights: Tensors, found: _Sources
+) -> Plan:
     """The plan of the whole model; the acoustic encoder's part of it was made beforehand."""
-    shapes, heard = target_shapes(cfg), found.prepared.plan
+    heard = found.prepared.plan
     keeps_half = lambda path: cfg.llm.param_dtype == "bfloat16" and _is_frozen(path)  # noqa: E731
     made = plan(
         rules,
