@@ -21,12 +21,12 @@ _SYNONYMS = {
     "other": "oth others 其他",
     "sad": "sadness trauer tristezza 难过 悲伤 伤心 üzgün tristeza tristesse",
     "surprised": "surprise sur ps sorpresa pleasant_surprise pleasant_surprised 吃惊 惊讶 sorpresa",
-    "unknown": "<unk> unk xxx unknow",
+    "unknown": "<unk> unk xxx unknow 未知",
     "calm": "calmness relaxed sakin 平静",
-    "bored": "boredom boredem langeweile noia",
-    "excited": "excitement exc excite",
-    "frustrated": "frustration fru",
-    "contemptuous": "contempt",
+    "bored": "boredom boredem langeweile noia 无聊",
+    "excited": "excitement exc excite 兴奋",
+    "frustrated": "frustration fru 沮丧",
+    "contemptuous": "contempt 轻蔑",
 }
 _CANONICAL = {word: name for name, words in _SYNONYMS.items() for word in (name, *words.split())}
 
