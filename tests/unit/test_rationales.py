@@ -1,0 +1,49 @@
+"""A language model writes the reasons of answers, in batches, whatever their number."""
+
+import dataclasses
+
+import pytest
+
+from c2ser_jax.data.answer_text import parse_answer
+from c2ser_jax.data.cot_text import make_text
+from c2ser_jax.data.manifest import Utterance
+from c2ser_jax.data.tokenizer import train_tokenizer
+from c2ser_jax.errors import UserError
+from c2ser_jax.rationales import with_rationales
+from c2ser_jax.training.checkpoint import ModelDescription, leaves_of, write_model
+from tests.tiny_qwen2 import TINY, tiny_params
+
+CFG = dataclasses.replace(TINY, vocabulary=257, max_positions=400, lora=None)
+
+
+def write(folder, tokenizer, kind="qwen2", cfg=CFG):
+    description = ModelDescription(kind, dataclasses.asdict(cfg))
+    write_model(folder, description, leaves_of(tiny_params(cfg)), tokenizer=tokenizer.files())
+    return folder
+
+
+def test_reasons_are_written_and_labels_stay(tmp_path):
+    model = write(tmp_path / "qwen2", train_tokenizer([], 257))
+    rows = [
+        Utterance(f"u{i}", "", label=label, language=language, text="mana kado"[: 4 + 5 * (i % 2)])
+        for i, (label, language) in enumerate([("sad", "en"), ("happy", "zh"), ("angry", "en")] * 3)
+    ]
+    texts = [make_text(row, {"rate": "low"}) for row in rows]
+    found = with_rationales(texts, model, new_tokens=12)
+    assert [one.id for one in found] == [one.id for one in texts]
+    assert any(one.rationale != other.rationale for one, other in zip(found, texts, strict=True))
+    for one, other in zip(found, texts, strict=True):
+        assert one.explicit.endswith(other.implicit)
+        assert parse_answer(one.explicit, ["sad", "happy", "angry"]).label == one.label
+    alone = with_rationales(texts[4:5], model, new_tokens=12)
+    assert alone == found[4:5]
+
+
+def test_another_model_or_tokenizer_gets_a_sentence(tmp_path):
+    text = make_text(Utterance("u", "", label="sad", text="no"), {})
+    whisper = write(tmp_path / "whisper", train_tokenizer([], 257), kind="whisper")
+    with pytest.raises(UserError, match="need a Qwen2"):
+        with_rationales([text], whisper)
+    large = write(tmp_path / "large", train_tokenizer(["aaaa aaaa"] * 9, 259))
+    with pytest.raises(UserError, match="belongs to the weights"):
+        with_rationales([text], large)
