@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--step-rows", type=int, default=3, help="clips of the LoRA step")
     parser.add_argument("--attention", choices=IMPLEMENTATIONS, default="xla")
+    parser.add_argument("--unrolled", action="store_true", help="no scan over the step's blocks")
     parser.add_argument("--remat", action="store_true", help="recompute the blocks of the step")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's, on the CPU")
     arguments = parser.parse_args(argv)
@@ -113,6 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments.attention,
         arguments.remat,
     )
+    if arguments.unrolled:
+        cfg = dataclasses.replace(cfg, llm=dataclasses.replace(cfg.llm, scan_layers=False))
     bench = Bench(cfg, arguments.gpu, arguments.repeats)
     print(f"device         {device.device_kind}, {cfg.llm.dtype}, jax {jax.__version__}, "
           f"torch {torch.__version__}")  # fmt: skip
