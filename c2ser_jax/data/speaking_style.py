@@ -25,8 +25,10 @@ ATTRIBUTES = ("rate", "pitch", "loudness")
 EVERYBODY = ""
 """The name under which bounds over all speakers stand."""
 
-_HOP, _FRAME = 256, 1024  # samples; 16 ms and 64 ms
+_HOP, _FRAME = 256, 2048  # samples; 16 ms and 128 ms
 _LOWEST, _HIGHEST = 65.0, 500.0  # Hz, of voices
+_THRESHOLDS = (2, 8)  # pyin's beta distribution with mean 0.2: angry and breathy voices count, too
+_ACTIVE_DB = -25.0  # below the loud frames of the utterance; fainter ones are echo and noise
 _BLOCK, _BLOCK_HOP = 6400, 1600  # 400 ms blocks every 100 ms, as ITU-R BS.1770 gates
 _SILENT_DB, _GATE_DB = -70.0, -10.0
 _IDEOGRAPH = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
@@ -46,9 +48,10 @@ class Style:
 def measure_style(audio: np.ndarray, text: str | None) -> Style:
     """Measures float32[N] that says `text`.
 
-    Pitch is the mean F0 of voiced frames (librosa's pyin, 65 to 500 Hz). Loudness is the mean power
-    of 400 ms blocks after the two gates of ITU-R BS.1770 (-70 dB, 10 below their mean), without its
-    weighting. Rate counts Chinese characters, and vowel groups of other scripts, per voiced second.
+    Pitch is the mean F0 of voiced frames (librosa's pyin, 65 to 500 Hz) that are not much fainter
+    than the loud ones. Loudness is the mean power of 400 ms blocks after the two gates of ITU-R
+    BS.1770 (-70 dB, 10 below their mean), without its weighting. Rate counts Chinese characters,
+    and vowel groups of other scripts, per voiced second.
     """
     pitch, seconds = _voicing(np.asarray(audio, np.float32))
     units = speech_units(text or "")
@@ -151,8 +154,11 @@ def _voicing(audio: np.ndarray) -> tuple[float | None, float]:
     with np.errstate(invalid="ignore", divide="ignore"):
         pitch, voiced, _ = librosa.pyin(
             audio, fmin=_LOWEST, fmax=_HIGHEST, sr=SAMPLE_RATE, frame_length=_FRAME,
-            hop_length=_HOP, resolution=0.2,
+            hop_length=_HOP, resolution=0.2, beta_parameters=_THRESHOLDS,
         )  # fmt: skip
+    power = librosa.feature.rms(y=audio, frame_length=_FRAME // 2, hop_length=_HOP)[0] ** 2
+    power = power[: len(voiced)]
+    voiced &= power > np.percentile(power, 95) * 10 ** (_ACTIVE_DB / 10)
     if not voiced.any():
         return None, 0.0
     return float(np.mean(pitch[voiced])), float(voiced.sum()) * _HOP / SAMPLE_RATE
