@@ -22,6 +22,7 @@ References = dict[int, str]
 """{id of a tensor in a source: the name of the parameter's source that it equals}."""
 
 
+_SIGN = "speech_llama_proj.weight"
 _EMBEDDING = ("llm/embed_tokens/embedding", None)
 
 
@@ -33,6 +34,11 @@ def state_of(checkpoint: Checkpoint) -> Tensors:
     is_state = isinstance(state, dict) and len(state) > 0
     if not is_state or not all(isinstance(value, LazyTensor) for value in state.values()):
         raise UserError(f"{checkpoint.path} holds no state dict (a table of named tensors)")
+    if _SIGN not in state:
+        raise UserError(
+            f"{checkpoint.path} is not a C2SER checkpoint: {_SIGN} is missing among its "
+            f"{len(state)} tensors"
+        )
     total = sum(tensor.nbytes for tensor in state.values())
     if total > 4 * checkpoint.path.stat().st_size + (1 << 20):
         raise UserError(f"{checkpoint.path} would unfold to {total} bytes; save cloned tensors")
