@@ -16,6 +16,7 @@ import numpy as np
 
 from c2ser_jax.data.audio import SAMPLE_RATE
 from c2ser_jax.data.pipeline import DataConfig, TrainingData
+from c2ser_jax.data.prompts import answer_language, prompt
 from c2ser_jax.data.scanning import Scanned
 from c2ser_jax.data.sources import Source
 from c2ser_jax.errors import UserError
@@ -96,6 +97,17 @@ class AnswerConfig:
         )
 
 
+def prompts_of(
+    answers: AnswerConfig, modes: Iterable[str], languages: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """{mode: {language: prompt}} of the answers that rows carry."""
+    published = answers.prompts == "published"
+    return {
+        mode: {language: prompt(mode, language, published=published) for language in languages}
+        for mode in modes
+    }
+
+
 class CotData(TrainingData):
     """`TrainingData` whose batches carry prompts and answers.
 
@@ -104,7 +116,8 @@ class CotData(TrainingData):
     prompt_tokens int32[B] (real ones), answer int32[B, L], answer_tokens int32[B] (its ending token
     counted), explicit bool[B]; with `distils` the same of the explicit answer as teacher_prompt …
     teacher_answer_tokens, and shared bool[B, K], True for those of a row's last K tokens that both
-    its answers end with. Empty rows have no tokens. `left_out` lists the ids of rows too long.
+    its answers end with. Empty rows have no tokens. `left_out` lists the ids of rows too long,
+    `languages` those that rows are asked in.
     """
 
     def __init__(
@@ -122,8 +135,6 @@ class CotData(TrainingData):
         process_index: int = 0,
         process_count: int = 1,
     ):
-        from c2ser_jax.data.prompts import prompt
-
         self.answers, self.steps, self.distils = answers, steps, distils
         self.left_out: list[str] = []
         modes = ("explicit", "implicit") if distils else answers.modes
@@ -142,19 +153,15 @@ class CotData(TrainingData):
         self._answers = {
             mode: _Ragged([found[name] for name in ids]) for mode, found in encoded.items()
         }
-        published = answers.prompts == "published"
-        languages = [texts[name].language or "" for name in ids]
-        known = {
-            (mode, language): tokenizer.encode(prompt(mode, language, published=published))
-            for mode in modes
-            for language in set(languages)
-        }
+        languages = [answer_language(texts[name].language) for name in ids]
+        self.languages = sorted(set(languages))
+        asked = prompts_of(answers, modes, self.languages)
         self._prompts = {
-            mode: _Ragged([known[mode, language] for language in sorted(set(languages))])
-            for mode in modes
+            mode: _Ragged([tokenizer.encode(found[one]) for one in self.languages])
+            for mode, found in asked.items()
         }
-        places = {language: i for i, language in enumerate(sorted(set(languages)))}
-        self._language = np.array([places[language] for language in languages], np.int32)
+        places = [self.languages.index(language) for language in languages]
+        self._language = np.array(places, np.int32)
         self._sizes = {
             "prompt": _padded(max(p.longest for p in self._prompts.values())),
             "answer": _padded(max(a.longest for a in self._answers.values())),

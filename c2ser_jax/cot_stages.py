@@ -1,0 +1,240 @@
+"""The stages of chain of thought: explicit answers first, then implicit ones from what that left.
+
+A fold's folder gets, beside what every stage leaves, `answers/`: the texts that it trains on
+(`cot_texts.jsonl`, to be read and corrected), the bounds of the style words, the tokenizer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from c2ser_jax.config import ANSWERING, CotStage, RunConfig
+from c2ser_jax.corpus import source_of
+from c2ser_jax.data.audio import BadAudio
+from c2ser_jax.data.augmentation import AugmentConfig
+from c2ser_jax.data.cot_data import CotData, prompts_of
+from c2ser_jax.data.cot_text import CotText, cot_texts, read_cot_texts, write_cot_texts
+from c2ser_jax.data.manifest import Utterance
+from c2ser_jax.data.prompts import answer_language
+from c2ser_jax.data.speaking_style import StyleBounds
+from c2ser_jax.data.tokenizer import (
+    TextTokenizer,
+    check_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+from c2ser_jax.errors import UserError
+from c2ser_jax.evaluation.plots import curves_picture
+from c2ser_jax.fold_run import FoldRun, alone, together
+from c2ser_jax.initial_parts import (
+    C2SER,
+    initial_directories,
+    initial_parts,
+    tokenizer_directory,
+)
+from c2ser_jax.overrides import to_json
+from c2ser_jax.parallel.distributed import data_share
+from c2ser_jax.stage_run import origin_of, row_multiple, train_stage, trained_on
+from c2ser_jax.tasks.cot import TEACHER, ChainOfThought
+from c2ser_jax.tasks.trainable import select_params
+from c2ser_jax.training.checkpoint import ModelDescription, leaves_of, write_model
+from c2ser_jax.training.loop import LoopConfig
+
+Params = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a fold's rows are answered with: texts by id, style bounds, and their tokenizer."""
+
+    texts: dict[str, CotText]
+    bounds: StyleBounds
+    tokenizer: TextTokenizer
+
+
+def train_answers(context: FoldRun, name: str, parts: Params) -> dict[str, Any]:
+    """Trains the stage `name` and writes its model directory.
+
+    `parts` {part: parameters} are what the stage before left; parts, or leaves, that are lacking
+    come from the run's initial models or are drawn. Returns all parameters, on the host.
+
+    Raises:
+      Stopped: a signal came; UserError: texts, tokenizer, sizes or audio that don't fit.
+    """
+    run, stop = context.run, context.stop
+    stage: CotStage = getattr(run, name)
+    assert run.c2ser is not None
+    answers = _answers(context)
+    model = run.c2ser.model(run.encoder)
+    check_tokenizer(answers.tokenizer, model.llm.vocabulary)
+    task = ChainOfThought(stage.task, model)
+    data, held = together(stop, lambda: _stage_data(context, name, stage, answers))
+    for utterance in data.left_out:
+        context.say(f"{name}: left out {utterance}, which is too long")
+    start = {**initial_parts(run), **parts}
+    if stage.task.distillation_weight:
+        start[TEACHER] = select_params(start, task.trainable)
+    loop = _loop(stage.loop, task)
+    params = train_stage(context, name, stage, task, data, held, start, loop=loop)
+    params.pop(TEACHER, None)
+    alone(stop, lambda: _write(context, name, task, params, data, answers))
+    return params
+
+
+def _loop(cfg: LoopConfig, task: ChainOfThought) -> LoopConfig:
+    """The loop's settings with what the task trains, and averages if it averages anything."""
+    return replace(
+        cfg,
+        trainable=task.trainable,
+        ema_paths=cfg.ema_paths or task.trainable,
+        frozen_dtype_paths=cfg.frozen_dtype_paths or rf"(?!{TEACHER}/)",
+    )
+
+
+def _stage_data(
+    context: FoldRun, name: str, stage: CotStage, answers: Answers
+) -> tuple[CotData, CotData | None]:
+    """The stage's training data, and development data where it evaluates on them."""
+    cfg, fold = stage.batches, context.fold
+    index, count = data_share(context.mesh)
+    rows = row_multiple(context, stage)
+
+    def data(utterances: list[Utterance], cfg) -> CotData:
+        known = [u for u in utterances if u.id in answers.texts]
+        if not known:
+            raise UserError(
+                f"{fold.name}: no utterance has texts for the stage {name}; give rows a label, or "
+                "data.cot_texts their ids"
+            )
+        return CotData(
+            source_of(context.source, known),
+            context.labels,
+            replace(cfg, row_multiple=rows),
+            stage.answers,
+            answers.texts,
+            answers.tokenizer,
+            steps=stage.loop.steps,
+            seed=context.run.seed,
+            distils=stage.task.distillation_weight > 0,
+            process_index=index,
+            process_count=count,
+        )
+
+    if not stage.loop.evaluate_every or not fold.dev:
+        return data(fold.train, cfg), None
+    plain = replace(cfg, sampling="shuffle", label_share=None, augment=AugmentConfig())
+    return data(fold.train, cfg), data(fold.dev, plain)
+
+
+def _answers(context: FoldRun) -> Answers:
+    """Texts and tokenizer of the fold, made by the main process once and read by all."""
+    folder = context.workdir / "answers"
+    alone(context.stop, lambda: _prepare(context, folder))
+
+    def read() -> Answers:
+        texts = {one.id: one for one in read_cot_texts(folder / _TEXTS)}
+        bounds = StyleBounds.load(folder / _BOUNDS)
+        return Answers(texts, bounds, load_tokenizer(folder / _TOKENIZER))
+
+    return together(context.stop, read)
+
+
+_TEXTS, _BOUNDS, _TOKENIZER = "cot_texts.jsonl", "style_bounds.json", "tokenizer"
+
+
+def _prepare(context: FoldRun, folder: Path) -> None:
+    """Writes the fold's texts, bounds and tokenizer, unless they lie there."""
+    run, fold = context.run, context.fold
+    wanted = [u for u in [*fold.train, *fold.dev] if u.label is not None]
+    path = folder / _TEXTS
+    if path.exists() and {u.id for u in wanted} <= {one.id for one in read_cot_texts(path)}:
+        return
+    if run.data.cot_texts:
+        given = {one.id: one for one in read_cot_texts(run.data.cot_texts)}
+        texts, bounds = [given[u.id] for u in wanted if u.id in given], StyleBounds()
+    else:
+        texts, bounds = _made_texts(context, wanted)
+    directory = tokenizer_directory(run)
+    if directory is not None:
+        tokenizer = load_tokenizer(directory)
+    else:
+        assert run.c2ser is not None
+        heard = {u.id for u in fold.train}
+        tokenizer = train_tokenizer(
+            _training_texts(run, [one for one in texts if one.id in heard]),
+            vocabulary=run.c2ser.llm.vocabulary,
+        )
+    (folder / _TOKENIZER).mkdir(parents=True, exist_ok=True)
+    for name, data in tokenizer.files().items():
+        (folder / _TOKENIZER / name).write_bytes(data)
+    bounds.save(folder / _BOUNDS)
+    write_cot_texts(path, texts)  # last: what lies there is complete
+
+
+def _made_texts(context: FoldRun, utterances: list[Utterance]) -> tuple[list[CotText], StyleBounds]:
+    """Texts from audio, transcript and label; style bounds of the training part alone."""
+    source = source_of(context.source, utterances)
+
+    def load(place: int) -> np.ndarray:
+        try:
+            return source.load(place)[0]
+        except BadAudio as error:
+            raise UserError(f"{error.reason}: {error.detail}") from error
+
+    training = {u.id for u in context.fold.train}
+    texts, bounds, left_out = cot_texts(source.utterances, load, training=training)
+    for utterance, why in left_out:
+        context.say(f"{context.fold.name}: no answers for {utterance.id}: {why}")
+    return texts, bounds
+
+
+def _training_texts(run: RunConfig, texts: list[CotText]) -> list[str]:
+    """What a tokenizer of the run's own is trained on: answers and prompts."""
+    languages = sorted({answer_language(one.language) for one in texts})
+    asked = [
+        text
+        for name in ANSWERING
+        if (stage := getattr(run, name)) is not None
+        for found in prompts_of(stage.answers, stage.answers.modes, languages).values()
+        for text in found.values()
+    ]
+    return [*(one.explicit for one in texts), *(one.implicit for one in texts), *asked]
+
+
+def _earlier(run: RunConfig, name: str) -> Sequence[str]:
+    """The run's stages before one, which leave models."""
+    stages: list[str] = list(run.configured_stages())
+    return stages[: stages.index(name)]
+
+
+def _write(
+    context: FoldRun, name: str, task: ChainOfThought, params: Params, data: CotData,
+    answers: Answers,
+) -> None:  # fmt: skip
+    """Writes what a finished stage leaves: its model directory and its curves."""
+    run, folder = context.run, context.workdir / name
+    before = [Path(one) for one in initial_directories(run)]
+    before += [context.workdir / stage / "model" for stage in _earlier(run, name)]
+    write_model(
+        folder / "model",
+        ModelDescription(
+            kind=C2SER,
+            model=to_json(task.model.cfg),
+            labels=context.labels,
+            extra={
+                "languages": data.languages,
+                "prompts": prompts_of(data.answers, data.answers.modes, data.languages),
+                "style_bounds": answers.bounds.to_json(),
+                "temperature": 1.0,
+            },
+            **origin_of(context, name, data, initial_directories(run)),
+        ),
+        leaves_of(params),
+        trained_on=trained_on(data, [one for one in before if one.exists()]),
+        tokenizer=answers.tokenizer.files(),
+        replace=True,
+    )
+    curves_picture(folder / "metrics.jsonl", folder / "curves.png", title=f"{run.name}: {name}")

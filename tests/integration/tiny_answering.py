@@ -1,0 +1,38 @@
+"""A run of both chain-of-thought stages, as small as it can be, on synthetic speech."""
+
+import dataclasses
+
+from c2ser_jax.config import C2serModelConfig, CorpusConfig, CotStage, RunConfig
+from c2ser_jax.data.cot_data import AnswerConfig
+from c2ser_jax.data.pipeline import DataConfig
+from c2ser_jax.data.synthetic import SyntheticConfig
+from c2ser_jax.tasks.cot import CotConfig
+from c2ser_jax.training.loop import LoopConfig
+from c2ser_jax.training.optimizer import OptimizerConfig
+from tests.tiny_answers import MODEL
+
+STAGE = CotStage(
+    task=CotConfig(trainable="link_and_encoder_and_lora"),
+    batches=DataConfig(batch_seconds=8.0, buckets=1, max_seconds=2.0),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+    loop=LoopConfig(steps=2, log_every=1),
+)
+
+
+def get_config() -> RunConfig:
+    """Two steps of each stage on four speakers, from nothing."""
+    return RunConfig(
+        name="tiny-answers",
+        encoder=MODEL.acoustic,
+        data=CorpusConfig(
+            synthetic=SyntheticConfig(speakers=4, utterances=2, min_words=1, max_words=1)
+        ),
+        c2ser=C2serModelConfig(
+            encoder=dataclasses.replace(MODEL.encoder, positions=100),
+            connector=dataclasses.replace(MODEL.connector, positions=90),
+            llm=dataclasses.replace(MODEL.llm, vocabulary=288, max_positions=500),
+            acoustic_token_count=MODEL.acoustic_token_count,
+        ),
+        explicit=STAGE,
+        implicit=dataclasses.replace(STAGE, answers=AnswerConfig(explicit_share_end=0.0)),
+    )
