@@ -165,7 +165,9 @@ def _config_document(path: Path, named: Path | None) -> tuple[Path | None, Any]:
     for beside in (path.parent / "config.yaml", path.parent / "config.json"):
         if beside.is_file():
             document = read_yaml(beside)
-            if isinstance(document, dict) and isinstance(document.get("model_conf"), dict):
+            if not isinstance(document, dict) or isinstance(document.get("encoder_conf"), dict):
+                continue  # not a config, or C2SER's, whose checkpoint may lie in the same folder
+            if isinstance(document.get("model_conf"), dict):
                 return beside, document
     return None, None
 

@@ -161,6 +161,19 @@ def test_everything_comes_back_bit_by_bit(acoustic, tmp_path, file, capsys):
     assert told.count(" 0 differ") == 4 and "emotion2vec: not compared" in told
 
 
+def test_all_sources_may_lie_in_one_folder(acoustic, model, tmp_path):
+    """Then config.yaml is the checkpoint's, and not taken for Emotion2Vec-S's."""
+    for path in (GOLDEN / "checkpoint.pt", GOLDEN / "config.yaml", acoustic):
+        shutil.copy(path, tmp_path)
+    command = ["c2ser", "--from", tmp_path / "checkpoint.pt", "--llm", GOLDEN / "llm"]
+    command += ["--emotion2vec", tmp_path / acoustic.name, "--to", tmp_path / "model"]
+    assert main([str(word) for word in command]) == 0
+    assert same_params(tmp_path / "model", model)
+    assert (
+        read_description(tmp_path / "model").origin["acoustic encoder"]["config"] == "its own cfg"
+    )
+
+
 def test_verify_finds_one_changed_value(model, tmp_path, capsys):
     shutil.copytree(model, tmp_path / "model")
     leaves = {path: np.array(leaf) for path, leaf in flatten(read_params(model)).items()}

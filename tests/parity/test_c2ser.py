@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from c2ser_jax.models import lora
+from c2ser_jax.models.qwen2 import Qwen2
 from conversions.connector_names import SPEECH_TOKENS
 from tests.golden_conversion import convert, write_acoustic
 from tests.golden_roots import golden_cases
@@ -124,6 +125,41 @@ def test_hearing_tokens_alone_equals_upstream(models, cfg):
             loss, output = forward(models["keep"][1], batch)
             output = jax.tree.map(np.asarray, output)
             assert_same_forward(io, models["keep"][1], batch, float(loss), output)
+
+
+WHOLE = [
+    folder / f"{name}.npz"
+    for folder in FOLDERS
+    for name in ("language_model_single_full", *(f"io_{name}" for name in NAMES))
+    if (folder / f"{name}.npz").exists()
+]
+
+
+def test_every_position_of_the_language_model_equals_upstream(models):
+    """Holes of padded segments included; the copies here hold all positions of one utterance."""
+    cfg, params = models["keep"]
+    forward = jax.jit(
+        lambda params, embeddings, mask, positions: Qwen2(cfg.llm).apply(
+            {"params": params}, embeddings=embeddings, mask=mask, positions=positions,
+            return_hidden=True,
+        )
+    )  # fmt: skip
+    cases = [io for io in map(read, WHOLE) if "out/logits" in io]
+    assert cases
+    for io in cases:
+        B, S = io["out/attention_mask"].shape
+        space = [(0, 3 - B), (0, 123 - S)]
+        mask = np.pad(io["out/attention_mask"], space)
+        positions = np.pad(io["out/position_ids"], space, constant_values=1)
+        embeddings = np.pad(io["out/inputs_embeds"], [*space, (0, 0)])
+        found = forward(params["llm"], embeddings, mask, positions)
+        real = io["out/attention_mask"]
+        logits, hidden = found.logits[:B, :S], found.hidden_states[:, :B, :S]
+        np.testing.assert_allclose(logits[real], io["out/logits"][real], atol=LOGITS, rtol=0)
+        wanted = io["out/llm_hidden_states"]
+        np.testing.assert_allclose(hidden[:, real], wanted[:, real], atol=LOGITS, rtol=0)
+        wrong = forward(params["llm"], embeddings, mask, positions + positions % 2)
+        assert np.abs(wrong.logits[:B, :S][real] - io["out/logits"][real]).max() > 2 * LOGITS
 
 
 def test_bfloat16_checkpoint_equals_upstream(models, cfg):
