@@ -1,31 +1,29 @@
 """What the language model learns to answer: explicit chains of thought, and short answers.
 
-An explicit answer states the speaking style, the words and a reason, and ends with exactly the
-short answer:
-
-    the speech is fast, high-pitched and loud. the words are "oh no". a fast, loud voice and such
-    words point to fear. the emotion is<fearful>.
-
 `python -m c2ser_jax.data.cot_text --manifest LIST --output cot.jsonl` writes them for people to
-read and correct. Texts are normalised as the released model's were.
+read and correct. `data/answer_templates.py` has their sentences.
 """
 
 import argparse
-import dataclasses
-import json
-import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from c2ser_jax.data.emotion_words import label_noun, label_word
-from c2ser_jax.data.files import write_text
+from c2ser_jax.data.answer_templates import (
+    STYLE_WORDS,
+    default_rationale,
+    explicit_answer,
+    has_words,
+    implicit_answer,
+    style_word,
+)
+from c2ser_jax.data.cot_rows import CotText, read_cot_texts, write_cot_texts
+from c2ser_jax.data.labels import VOCABULARY, canonical_label, class_index, unknown_label
 from c2ser_jax.data.manifest import Utterance
-from c2ser_jax.data.prompts import Language, answer_language
-from c2ser_jax.data.published_text import normalize_text
+from c2ser_jax.data.prompts import answer_language, check_language
 from c2ser_jax.data.speaking_style import (
     ATTRIBUTES,
     LEVELS,
@@ -36,102 +34,20 @@ from c2ser_jax.data.speaking_style import (
 )
 from c2ser_jax.errors import UserError, run_command
 
-STYLE_WORDS: dict[Language, dict[str, tuple[str, str, str]]] = {
-    "en": {
-        "rate": ("slow", "moderate", "fast"),
-        "pitch": ("low-pitched", "medium-pitched", "high-pitched"),
-        "loudness": ("quiet", "normal", "loud"),
-    },
-    "zh": {
-        "rate": ("语速慢", "语速中等", "语速快"),
-        "pitch": ("音调低", "音调中等", "音调高"),
-        "loudness": ("音量小", "音量中等", "音量大"),
-    },
-}
-"""Words of (low, middle, high); none of them occurs for another attribute."""
+__all__ = [
+    "STYLE_WORDS",
+    "CotText",
+    "cot_texts",
+    "explicit_answer",
+    "implicit_answer",
+    "make_text",
+    "read_cot_texts",
+    "style_word",
+    "write_cot_texts",
+]
 
 
-@dataclass(frozen=True)
-class CotText:
-    """The answers of one utterance, and what they were made of.
-
-    `rate`, `pitch`, `loudness` are "low", "middle", "high" or None; `language` is that of the
-    answers. A `rationale` is one or two sentences.
-    """
-
-    id: str
-    language: Language
-    label: str
-    transcript: str
-    explicit: str
-    implicit: str
-    rate: Level | None = None
-    pitch: Level | None = None
-    loudness: Level | None = None
-    rationale: str = ""
-
-    def levels(self) -> dict[str, Level | None]:
-        """{attribute: level}."""
-        return {"rate": self.rate, "pitch": self.pitch, "loudness": self.loudness}
-
-    def style_words(self) -> dict[str, str | None]:
-        """{attribute: its word in the answers' language}."""
-        return {n: style_word(n, level, self.language) for n, level in self.levels().items()}
-
-
-def implicit_answer(label: str, language: str | None) -> str:
-    """The short answer that names a label."""
-    chosen = answer_language(language)
-    word = label_word(label, chosen)
-    return normalize_text(f"the emotion is <{word}>." if chosen == "en" else f"情感是<{word}>。")
-
-
-def explicit_answer(
-    label: str,
-    language: str | None,
-    transcript: str,
-    levels: Mapping[str, Level | None],
-    rationale: str = "",
-) -> str:
-    """The answer that reasons first; style words that are not known are left out.
-
-    `rationale` None or empty: one made of label and style.
-
-    Raises:
-      UserError: the transcript is empty.
-    """
-    chosen = answer_language(language)
-    said = " ".join(transcript.split())
-    if not said:
-        raise UserError("an explicit answer quotes the words, and the transcript is empty")
-    said = said.replace('"', "'").replace("「", "『").replace("」", "』")
-    reason = " ".join(rationale.split()) or default_rationale(label, chosen, levels)
-    words = [w for name in ATTRIBUTES if (w := style_word(name, levels.get(name), chosen))]
-    if chosen == "en":
-        style = f"the speech is {_enumerate(words)}. " if words else ""
-        text = f'{style}the words are "{said}". {_ended(reason, ".")} '
-    else:
-        style = "，".join(words) + "。" if words else ""
-        text = f"{style}内容是「{said}」。{_ended(reason, '。')}"
-    return normalize_text(text) + implicit_answer(label, chosen)
-
-
-def default_rationale(label: str, language: Language, levels: Mapping[str, Level | None]) -> str:
-    """A sentence that names the emotion and what in the voice stands out."""
-    noun = label_noun(label, language)
-    telling = [
-        w for name in ATTRIBUTES if levels.get(name) not in (None, "middle")
-        and (w := style_word(name, levels.get(name), language))
-    ]  # fmt: skip
-    if language == "zh":
-        return f"{'、'.join(telling) or '平常的声音'}和这样的内容说明{noun}。"
-    voice = f"a {', '.join(telling)} voice" if telling else "an even voice"
-    return f"{voice} and such words point to {noun}."
-
-
-def style_word(attribute: str, level: str | None, language: Language) -> str | None:
-    """The word for an attribute's level; None for none."""
-    return None if level is None else STYLE_WORDS[language][attribute][LEVELS.index(level)]  # type: ignore[arg-type]
+LeftOut = list[tuple[Utterance, str]]
 
 
 def cot_texts(
@@ -140,39 +56,83 @@ def cot_texts(
     *,
     training: Collection[str] | None = None,
     bounds: StyleBounds | None = None,
-) -> tuple[list[CotText], StyleBounds, list[tuple[Utterance, str]]]:
+    labels: Sequence[str] | None = None,
+) -> tuple[list[CotText], StyleBounds, LeftOut]:
     """Makes the answers of labelled utterances.
 
     `load(place)` gives the audio float32[N]; it is only called where a row doesn't name its levels
     itself (`extra` rate, pitch and loudness: low, middle or high). A row's own `extra["rationale"]`
     is taken. `training` holds the ids whose measures make the bounds (None: all), unless `bounds`
-    are given.
+    are given. `labels`: those that may occur (None: any).
+
+    Rows in a language other than Chinese are answered in English. A row without a label, with an
+    unknown one, without words, in a language that nobody knows or with broken audio has no text.
 
     Returns:
       (texts in order, bounds, [(utterance, why it has no text)]).
     """
-    styles: dict[int, Style] = {}
-    left_out: dict[int, str] = {}
-    for place, row in enumerate(utterances):
-        if row.label is None:
-            left_out[place] = "it has no label"
-        elif not (row.text or "").strip():
-            left_out[place] = "its transcript is empty; give `text`, which explicit answers quote"
-        elif _named_levels(row) is None:
-            try:
-                styles[place] = measure_style(load(place), row.text)
-            except UserError as error:
-                left_out[place] = str(error)
+
+    def measure(place: int) -> Style | UserError:
+        try:
+            return measure_style(load(place), utterances[place].text)
+        except UserError as error:
+            return error
+
+    styles = {place: measure(place) for place in rows_to_measure(utterances, labels)}
+    return texts_of(utterances, styles, training=training, bounds=bounds, labels=labels)
+
+
+def texts_of(
+    utterances: Sequence[Utterance],
+    styles: Mapping[int, Style | UserError],
+    *,
+    training: Collection[str] | None = None,
+    bounds: StyleBounds | None = None,
+    labels: Sequence[str] | None = None,
+) -> tuple[list[CotText], StyleBounds, LeftOut]:
+    """`cot_texts` of measured rows: `styles` has those of `rows_to_measure`, by place."""
+    heard = {place: style for place, style in styles.items() if isinstance(style, Style)}
     if bounds is None:
-        heard = [p for p in styles if training is None or utterances[p].id in training]
-        bounds = StyleBounds.of([styles[p] for p in heard], [utterances[p].speaker for p in heard])
-    texts = []
+        used = [p for p in heard if training is None or utterances[p].id in training]
+        bounds = StyleBounds.of([heard[p] for p in used], [utterances[p].speaker for p in used])
+    texts, left_out = [], []
     for place, row in enumerate(utterances):
-        if place in left_out:
+        try:
+            check_row(row, labels)
+            style = styles.get(place)
+            if isinstance(style, UserError):
+                raise style
+            levels = bounds.levels(style, row.speaker) if style else {}
+            texts.append(make_text(row, {**levels, **_named_levels(row)}))
+        except UserError as error:
+            left_out.append((row, str(error)))
+    return texts, bounds, left_out
+
+
+def rows_to_measure(
+    utterances: Sequence[Utterance], labels: Sequence[str] | None = None
+) -> list[int]:
+    """Places of the rows that can have answers and don't name all their levels."""
+    places = []
+    for place, row in enumerate(utterances):
+        try:
+            check_row(row, labels)
+        except UserError:
             continue
-        levels = _named_levels(row) or bounds.levels(styles[place], row.speaker)
-        texts.append(make_text(row, levels))
-    return texts, bounds, [(utterances[place], why) for place, why in left_out.items()]
+        if len(_named_levels(row)) < len(ATTRIBUTES):
+            places.append(place)
+    return places
+
+
+def check_row(row: Utterance, labels: Sequence[str] | None = None) -> None:
+    """Raises `UserError` for a row that no answers can be made of."""
+    if row.label is None:
+        raise UserError("it has no label")
+    if labels is not None and class_index(row.label, labels, corpus=row.corpus) is None:
+        raise UserError(unknown_label(row.label, labels))
+    if not has_words(row.text):
+        raise UserError("its transcript is empty; give `text`, which explicit answers quote")
+    check_language(row.language)
 
 
 def make_text(
@@ -181,17 +141,18 @@ def make_text(
     """The answers of one row with a label and a transcript. Raises `UserError` without them."""
     if row.label is None:
         raise UserError(f"{row.id} has no label, which its answers name")
-    given = row.extra.get("rationale")
-    reason = rationale or (given if isinstance(given, str) else "")
+    label = row.label if canonical_label(row.label) else None
+    label = label or canonical_label(row.label, corpus=row.corpus) or row.label
+    reason = rationale or row_rationale(row)
     language, said = answer_language(row.language), " ".join((row.text or "").split())
-    reason = reason or default_rationale(row.label, language, levels)
+    reason = reason or default_rationale(label, language, levels)
     return CotText(
         id=row.id,
         language=language,
-        label=row.label,
+        label=label,
         transcript=said,
-        explicit=explicit_answer(row.label, language, said, levels, reason),
-        implicit=implicit_answer(row.label, language),
+        explicit=explicit_answer(label, language, said, levels, reason),
+        implicit=implicit_answer(label, language),
         rate=levels.get("rate"),
         pitch=levels.get("pitch"),
         loudness=levels.get("loudness"),
@@ -199,64 +160,37 @@ def make_text(
     )
 
 
-def write_cot_texts(path: str | os.PathLike[str], texts: Sequence[CotText]) -> None:
-    """Writes one JSON object a line, atomically."""
-    lines = [json.dumps(dataclasses.asdict(one), ensure_ascii=False) + "\n" for one in texts]
-    write_text(Path(path), "".join(lines))
+def row_rationale(row: Utterance) -> str:
+    """The reason that was written for a row elsewhere; empty without one."""
+    given = row.extra.get("rationale")
+    return given.strip() if isinstance(given, str) else ""
 
 
-def read_cot_texts(path: str | os.PathLike[str]) -> list[CotText]:
-    """Reads what `write_cot_texts` wrote and people corrected.
-
-    An `explicit` or `implicit` that was taken out is made of the row's other fields.
-
-    Raises:
-      UserError: no such file, or a row that holds something else, named by its line.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no file of answers {path}; write one with data.cot_text")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            rows.append(_read_row(line, f"{path} line {number}"))
-    return rows
+def _named_levels(row: Utterance) -> dict[str, Level | None]:
+    """The levels that a row states itself."""
+    return {name: level for name in ATTRIBUTES if (level := row.extra.get(name)) in LEVELS}
 
 
-def _read_row(line: str, where: str) -> CotText:
+def measure_row(row: Utterance) -> Style | UserError:
+    """Reads and measures one row; the error where its audio can't be used."""
+    from c2ser_jax.data.audio import BadAudio, read_audio
+
     try:
-        values: Any = json.loads(line)
-        row = {f.name: values[f.name] for f in dataclasses.fields(CotText) if f.name in values}
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{where} is no JSON object ({error}); mend or remove the line") from error
-    for name in ("id", "label", "transcript"):
-        if not isinstance(row.get(name), str) or not row[name]:
-            raise UserError(f"{where} lacks {name}; every row of answers has id, label, transcript")
-    levels = {name: row.get(name) for name in ATTRIBUTES}
-    for name, level in levels.items():
-        if level not in (None, *LEVELS):
-            raise UserError(f"{where}: {name} is {level!r}; use {', '.join(LEVELS)} or null")
-    language = answer_language(row.get("language"))
-    label, said, reason = row["label"], row["transcript"], row.get("rationale") or ""
-    made = {
-        "explicit": row.get("explicit") or explicit_answer(label, language, said, levels, reason),
-        "implicit": row.get("implicit") or implicit_answer(label, language),
-    }
-    return CotText(**{**row, **made, "language": language})
+        audio = read_audio(
+            row.path, start_seconds=row.start, end_seconds=row.end, channel=row.channel
+        )
+    except BadAudio as error:
+        return UserError(str(error))
+    return measure_style(audio, row.text)
 
 
-def _named_levels(row: Utterance) -> dict[str, Level | None] | None:
-    """The levels that a row states itself, None when it lacks one."""
-    found = {name: row.extra.get(name) for name in ATTRIBUTES}
-    return found if all(level in LEVELS for level in found.values()) else None
-
-
-def _enumerate(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
-
-
-def _ended(sentence: str, mark: str) -> str:
-    return sentence if sentence.rstrip()[-1:] in ".!?。！？" else sentence.rstrip() + mark
+def measure_rows(rows: Iterable[Utterance], workers: int) -> Iterator[Style | UserError]:
+    """`measure_row` of all rows in order, by so many processes; 0: by this one."""
+    if not workers:
+        yield from map(measure_row, rows)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(measure_row, rows, chunksize=8)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -275,34 +209,33 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", required=True, type=Path, metavar="FILE", help="jsonl to write")
     add("--bounds", type=Path, metavar="FILE",
         help="bounds of the style words; read when it exists, else written")  # fmt: skip
+    add("--labels", nargs="+", default=(), metavar="LABEL",
+        help="labels that may occur beside the known emotion words")  # fmt: skip
     add("--rationale-model", metavar="DIR", help="a converted Qwen2 that writes the rationales")
+    add("--workers", type=int, default=0, metavar="N",
+        help="processes that measure the audio (default: none but this one)")  # fmt: skip
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Reads, measures, writes; returns the exit code."""
-    from c2ser_jax.data.audio import BadAudio, read_audio
+    from c2ser_jax.data.files import check_writable
     from c2ser_jax.data.manifest import read_manifest
 
     arguments = build_parser().parse_args(argv)
+    if arguments.workers < 0:
+        raise UserError(f"--workers is {arguments.workers}; give 0 or more")
+    check_writable(arguments.output.absolute().parent)
     rows = read_manifest(arguments.manifest, root=arguments.root)
-
-    def load(place: int) -> np.ndarray:
-        row = rows[place]
-        try:
-            return read_audio(
-                row.path, start_seconds=row.start, end_seconds=row.end, channel=row.channel
-            )
-        except BadAudio as error:
-            raise UserError(str(error)) from None
-
+    labels = [*VOCABULARY, *arguments.labels]
     file: Path | None = arguments.bounds
     given = StyleBounds.load(file) if file is not None and file.exists() else None
-    texts, bounds, left_out = cot_texts(rows, load, bounds=given)
+    places = rows_to_measure(rows, labels)
+    found = measure_rows([rows[place] for place in places], arguments.workers)
+    styles = dict(zip(places, found, strict=True))
+    texts, bounds, left_out = texts_of(rows, styles, bounds=given, labels=labels)
     if arguments.rationale_model:
-        from c2ser_jax.rationales import with_rationales
-
-        texts = with_rationales(texts, arguments.rationale_model)
+        texts = _with_rationales(texts, rows, arguments.rationale_model)
     if file is not None and given is None:
         bounds.save(file)
     write_cot_texts(arguments.output, texts)
@@ -310,6 +243,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"left out {row.id}: {why}")
     print(f"{arguments.output}: answers of {len(texts)} of {len(rows)} utterances")
     return 1 if left_out else 0
+
+
+def _with_rationales(
+    texts: Sequence[CotText], rows: Sequence[Utterance], directory: str
+) -> list[CotText]:
+    """Rationales by a language model, where a row has none of its own."""
+    from c2ser_jax.rationales import with_rationales
+
+    own = {row.id for row in rows if row_rationale(row)}
+    written = iter(with_rationales([one for one in texts if one.id not in own], directory))
+    return [one if one.id in own else next(written) for one in texts]
 
 
 if __name__ == "__main__":

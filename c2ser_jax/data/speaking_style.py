@@ -8,6 +8,7 @@ Shapes: N samples at 16 kHz, T frames.
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +32,12 @@ _THRESHOLDS = (2, 8)  # pyin's beta distribution with mean 0.2: angry and breath
 _ACTIVE_DB = -25.0  # below the loud frames of the utterance; fainter ones are echo and noise
 _BLOCK, _BLOCK_HOP = 6400, 1600  # 400 ms blocks every 100 ms, as ITU-R BS.1770 gates
 _SILENT_DB, _GATE_DB = -70.0, -10.0
-_IDEOGRAPH = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-_NUCLEI = re.compile(r"[aeiouyäöüáéíóúàèìòùâêîôûãõåæøœëïıаеёиоуыэюя]+", re.IGNORECASE)
-_DIGITS = re.compile(r"\d")
+# One syllable each: Chinese, Japanese and Korean characters, digits.
+_SYLLABLE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\d]")
+_WORD = re.compile(r"[^\W\d_]+")
+_NUCLEI = re.compile(r"[aeiouyæøœəаеёиоуыэюяієαεηιουω]+")
+_LETTERS = str.maketrans("ıй", "ij")  # one without its dot, one that is no vowel
+_LETTERS_PER_SYLLABLE = 2.5  # of words without written vowels
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ def measure_style(audio: np.ndarray, text: str | None) -> Style:
 
     Pitch is the mean F0 of voiced frames (librosa's pyin, 65 to 500 Hz) that are not much fainter
     than the loud ones. Loudness is the mean power of 400 ms blocks after the two gates of ITU-R
-    BS.1770 (-70 dB, 10 below their mean), without its weighting. Rate counts Chinese characters,
-    and vowel groups of other scripts, per voiced second.
+    BS.1770 (-70 dB, 10 below their mean), without its weighting. Rate counts syllables
+    (`speech_units`) per voiced second.
     """
     pitch, seconds = _voicing(np.asarray(audio, np.float32))
     units = speech_units(text or "")
@@ -60,8 +64,16 @@ def measure_style(audio: np.ndarray, text: str | None) -> Style:
 
 
 def speech_units(text: str) -> int:
-    """Syllables of a text, about: Chinese characters, vowel groups of other words, digits."""
-    return sum(len(found.findall(text)) for found in (_IDEOGRAPH, _NUCLEI, _DIGITS))
+    """Syllables of a text, about: Chinese, Japanese and Korean characters, digits, vowel groups.
+
+    Of a word whose vowels aren't written, as in Arabic script, the letters tell.
+    """
+    units = len(_SYLLABLE.findall(text))
+    plain = unicodedata.normalize("NFD", _SYLLABLE.sub(" ", text.lower()).translate(_LETTERS))
+    letters = "".join(one for one in plain if not unicodedata.combining(one))
+    for word in _WORD.findall(letters):
+        units += len(_NUCLEI.findall(word)) or max(1, round(len(word) / _LETTERS_PER_SYLLABLE))
+    return units
 
 
 @dataclass(frozen=True)

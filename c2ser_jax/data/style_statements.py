@@ -2,7 +2,7 @@
 
 import re
 
-from c2ser_jax.data.cot_text import STYLE_WORDS
+from c2ser_jax.data.answer_templates import STYLE_WORDS
 from c2ser_jax.data.speaking_style import LEVELS, Level
 
 _VERY = r"(?:较为|比较|相对|非常|偏|很|较|略|稍|有点|极|太|十分|更|都|是)*"
