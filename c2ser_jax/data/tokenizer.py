@@ -5,7 +5,7 @@ Files of a folder are data: no code in them is ever run.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from c2ser_jax.errors import UserError
 
 END = "<|endoftext|>"
-"""Ends an answer, as in Qwen2's base models."""
+"""Ends an answer, as in the released model; Qwen2's chat models have it, too, beside their own."""
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
@@ -82,7 +82,8 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> TextTokenizer:
         raise UserError(
             f"the tokenizer of {folder} cannot be read ({error}); copy or download it again"
         ) from error
-    return TextTokenizer(tokenizer, _end_of(files, folder), files, str(folder))
+    end = END if tokenizer.token_to_id(END) is not None else _end_of(files, folder)
+    return TextTokenizer(tokenizer, end, files, str(folder))
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 512) -> TextTokenizer:
@@ -116,12 +117,24 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 512) -> TextTokenize
     return TextTokenizer(tokenizer, END, files, "the training texts")
 
 
-def check_tokenizer(tokenizer: TextTokenizer, vocabulary: int) -> None:
-    """Raises `UserError` when the tokenizer has ids that weights of `vocabulary` rows lack."""
+def check_tokenizer(
+    tokenizer: TextTokenizer, vocabulary: int, ends: Collection[int] | None = None
+) -> None:
+    """Raises `UserError` when a tokenizer doesn't belong to weights.
+
+    It has ids that weights of `vocabulary` rows lack, or `ends`, where they are known, are the ids
+    that end a text for the weights, and the tokenizer ends with another.
+    """
     if tokenizer.vocabulary > vocabulary:
         raise UserError(
             f"the tokenizer of {tokenizer.where} has ids up to {tokenizer.vocabulary - 1}, the "
             f"language model {vocabulary} rows; give the tokenizer that belongs to the weights"
+        )
+    if ends and tokenizer.eos not in ends:
+        raise UserError(
+            f"the tokenizer of {tokenizer.where} ends texts with the id {tokenizer.eos}, the "
+            f"language model with {', '.join(map(str, sorted(ends)))}; give the tokenizer that "
+            "belongs to the weights"
         )
 
 

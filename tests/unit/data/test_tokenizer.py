@@ -74,14 +74,38 @@ def test_a_folder_without_or_with_a_broken_tokenizer_gets_a_sentence(trained, tm
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read"):
         load_tokenizer(tmp_path)
-    write(tmp_path, trained)
+    renamed = trained.files()["tokenizer.json"].replace(b"<|endoftext|>", b"<|done|>")
+    (tmp_path / "tokenizer.json").write_bytes(renamed)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     with pytest.raises(UserError, match="lacks the token"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(UserError, match="no valid JSON table"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|done|>"}}')
+    assert load_tokenizer(tmp_path).eos == trained.eos
+
+
+def test_a_chat_models_answers_end_as_the_released_models(trained, tmp_path):
+    write(tmp_path, trained)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    assert load_tokenizer(tmp_path).eos == trained.eos
+
+
+def test_a_trained_tokenizer_is_what_transformers_loads(trained, tmp_path):
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(str(write(tmp_path, trained)), local_files_only=True)
+    for text in (*TEXTS, "Zürich 😀\n <|x|>"):
+        assert theirs.encode(text, add_special_tokens=False) == trained.encode(text)
+    assert theirs.eos_token_id == trained.eos
 
 
 def test_a_tokenizer_with_more_ids_than_the_weights_gets_a_sentence(trained):
     check_tokenizer(trained, trained.vocabulary)
     with pytest.raises(UserError, match="belongs to the weights"):
         check_tokenizer(trained, trained.vocabulary - 1)
+    check_tokenizer(trained, trained.vocabulary, [trained.eos, 7])
+    with pytest.raises(UserError, match=rf"ends texts with the id {trained.eos}, .* with 7, 9;"):
+        check_tokenizer(trained, trained.vocabulary, [9, 7])
     assert trained.decode(trained.encode(END)) != END
