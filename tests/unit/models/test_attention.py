@@ -132,7 +132,8 @@ def test_weight_dropout_with_cudnn_is_refused_in_a_sentence(tensors):
 
 
 def test_cudnn_without_a_gpu_is_an_error_not_a_fallback(tensors):
-    query, key, value = jax.device_put(tensors[:3], jax.devices("cpu")[0])
+    halves = [x.astype(jnp.bfloat16) for x in tensors[:3]]
+    query, key, value = jax.device_put(halves, jax.devices("cpu")[0])
     with pytest.raises(Exception, match="(?i)cudnn|platform cpu"):
         attend(query, key, value, implementation="cudnn")
 
@@ -142,7 +143,8 @@ def test_qkv_axis_is_ordered_query_key_value_then_head():
     x = jax.random.normal(jax.random.key(1), (1, 5, 12))
     params = nn.meta.unbox(module.init(jax.random.key(0), x))["params"]
     kernel, bias = params["qkv"]["kernel"], params["qkv"]["bias"]
-    query, key, value = jnp.split(x @ kernel + bias, 3, -1)
-    y = attend(*(part.reshape(1, 5, 3, 4) for part in (query, key, value))).reshape(1, 5, 12)
-    wanted = y @ params["proj"]["kernel"] + params["proj"]["bias"]
+    with jax.default_matmul_precision("highest"):
+        query, key, value = jnp.split(x @ kernel + bias, 3, -1)
+        y = attend(*(part.reshape(1, 5, 3, 4) for part in (query, key, value))).reshape(1, 5, 12)
+        wanted = y @ params["proj"]["kernel"] + params["proj"]["bias"]
     np.testing.assert_allclose(module.apply({"params": params}, x), wanted, atol=1e-6)
