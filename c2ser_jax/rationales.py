@@ -5,21 +5,25 @@ Shapes: B texts, S prompt tokens.
 
 import dataclasses
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from c2ser_jax.data.cot_text import CotText, explicit_answer
+from c2ser_jax.data.emotion_statements import stated_emotion
 from c2ser_jax.data.emotion_words import label_noun
 from c2ser_jax.data.tokenizer import TextTokenizer, check_tokenizer, load_tokenizer
 from c2ser_jax.decoding.generate import DecodingConfig, generate
 from c2ser_jax.errors import UserError
 from c2ser_jax.models.lora import merge
 from c2ser_jax.models.qwen2 import Qwen2, Qwen2Config
-from c2ser_jax.training.checkpoint import read_description, read_params
-from c2ser_jax.training.model_directory import TOKENIZER
+from c2ser_jax.parallel.rules import unbox
+from c2ser_jax.training.checkpoint import flatten, read_description, read_params
+from c2ser_jax.training.model_directory import TOKENIZER, check_shapes
 
 KIND = "qwen2"
 _BATCH, _MULTIPLE, _NEW_TOKENS = 8, 32, 48
@@ -31,26 +35,41 @@ _ASK = {
 
 
 def with_rationales(
-    texts: Sequence[CotText], directory: str | os.PathLike[str], *, new_tokens: int = _NEW_TOKENS
+    texts: Sequence[CotText],
+    directory: str | os.PathLike[str],
+    *,
+    new_tokens: int = _NEW_TOKENS,
+    seed: int | None = None,
 ) -> list[CotText]:
-    """The same answers, their reasons written by the Qwen2 in a model directory, greedily.
+    """The same answers, their reasons written by the Qwen2 in a model directory.
 
-    A text for which the model writes nothing keeps its reason.
+    Greedily, or drawn from `seed` and the text's id, so that a reason doesn't depend on its batch.
+    A text keeps its own reason where the model writes nothing, or names another emotion, or where
+    the words don't fit its context. Weights in bfloat16 compute in it on accelerators.
 
     Raises:
-      UserError: the directory holds no Qwen2 with a tokenizer that fits, or a prompt is too long.
+      UserError: the directory holds no Qwen2 with a tokenizer that fits.
     """
     model, params, tokenizer = _load(Path(directory))
-    cfg = DecodingConfig("greedy", new_tokens, 0, 1, 1.1, eos=(tokenizer.eos,), pad=tokenizer.pad)
-    made = []
-    for first in range(0, len(texts), _BATCH):
-        part = texts[first : first + _BATCH]
-        tokens, mask = _packed([tokenizer.encode(_question(one)) for one in part])
+    cfg = DecodingConfig(
+        mode="greedy" if seed is None else "sample", max_new_tokens=new_tokens,
+        repetition_penalty=1.1, temperature=0.8, top_p=0.9, eos=(tokenizer.eos,), pad=tokenizer.pad,
+    )  # fmt: skip
+    questions = [tokenizer.encode(_question(one)) for one in texts]
+    most = (model.cfg.max_positions - new_tokens) // _MULTIPLE * _MULTIPLE
+    made = list(texts)
+    order = [i for i in range(len(texts)) if len(questions[i]) <= most]
+    order.sort(key=lambda i: len(questions[i]))
+    for first in range(0, len(order), _BATCH):
+        places = order[first : first + _BATCH]
+        tokens, mask = _packed([questions[i] for i in places])
+        key = None if seed is None else _keys(seed, [texts[i].id for i in places])
         embeddings = model.apply({"params": params}, tokens, method="embed")
-        found = generate(model, params, embeddings, mask, cfg)
-        for row, one in enumerate(part):
-            ids = np.asarray(found.tokens)[row, : int(found.lengths[row])]
-            made.append(_with_reason(one, _first_sentence(tokenizer.decode(ids.tolist()))))
+        found = generate(model, params, embeddings, mask, cfg, key=key)
+        written, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
+        for row, i in enumerate(places):
+            said = tokenizer.decode(written[row, : lengths[row]].tolist())
+            made[i] = _with_reason(texts[i], _first_sentence(said))
     return made
 
 
@@ -64,7 +83,7 @@ def _question(text: CotText) -> str:
 
 
 def _with_reason(text: CotText, reason: str) -> CotText:
-    if not reason:
+    if not reason or stated_emotion(reason, [text.label]) not in (None, text.label):
         return text
     explicit = explicit_answer(text.label, text.language, text.transcript, text.levels(), reason)
     return dataclasses.replace(text, rationale=reason, explicit=explicit)
@@ -77,6 +96,15 @@ def _first_sentence(text: str) -> str:
         head, found, _ = text.partition(mark)
         text = head + found if found else text
     return text if any(letter.isalpha() for letter in text) else ""
+
+
+def _keys(seed: int, names: list[str]) -> jax.Array:
+    """`_BATCH` keys, each of its text's name."""
+    numbers = [zlib.crc32(name.encode("utf-8", "surrogateescape")) for name in names]
+    numbers += [0] * (_BATCH - len(names))
+    return jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(
+        np.array(numbers, np.uint32)
+    )
 
 
 def _packed(sequences: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +129,17 @@ def _load(directory: Path) -> tuple[Qwen2, Any, TextTokenizer]:
     tokenizer = load_tokenizer(directory / TOKENIZER)
     check_tokenizer(tokenizer, cfg.vocabulary)
     params = read_params(directory)
+    check_shapes(params, _shapes(cfg), directory)
     if cfg.lora is not None:
         params = merge(params, cfg.lora.scale)
         cfg = dataclasses.replace(cfg, lora=None)
-    return Qwen2(cfg), params, tokenizer
+    if cfg.param_dtype == "bfloat16" and jax.default_backend() != "cpu":
+        cfg = dataclasses.replace(cfg, dtype="bfloat16")
+    return Qwen2(cfg), jax.device_put(params), tokenizer
+
+
+def _shapes(cfg: Qwen2Config) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of the model's parameters, without allocating any."""
+    tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
+    found = jax.eval_shape(Qwen2(cfg).init, jax.random.key(0), tokens)["params"]
+    return {path: tuple(leaf.shape) for path, leaf in flatten(unbox(found)).items()}

@@ -212,6 +212,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--labels", nargs="+", default=(), metavar="LABEL",
         help="labels that may occur beside the known emotion words")  # fmt: skip
     add("--rationale-model", metavar="DIR", help="a converted Qwen2 that writes the rationales")
+    add("--rationale-seed", type=int, metavar="N",
+        help="draw the rationales' words at random instead of taking the likeliest")  # fmt: skip
     add("--workers", type=int, default=0, metavar="N",
         help="processes that measure the audio (default: none but this one)")  # fmt: skip
     return parser
@@ -235,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     styles = dict(zip(places, found, strict=True))
     texts, bounds, left_out = texts_of(rows, styles, bounds=given, labels=labels)
     if arguments.rationale_model:
-        texts = _with_rationales(texts, rows, arguments.rationale_model)
+        texts = _with_rationales(texts, rows, arguments.rationale_model, arguments.rationale_seed)
     if file is not None and given is None:
         bounds.save(file)
     write_cot_texts(arguments.output, texts)
@@ -246,13 +248,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _with_rationales(
-    texts: Sequence[CotText], rows: Sequence[Utterance], directory: str
+    texts: Sequence[CotText], rows: Sequence[Utterance], directory: str, seed: int | None
 ) -> list[CotText]:
     """Rationales by a language model, where a row has none of its own."""
     from c2ser_jax.rationales import with_rationales
 
     own = {row.id for row in rows if row_rationale(row)}
-    written = iter(with_rationales([one for one in texts if one.id not in own], directory))
+    asked = [one for one in texts if one.id not in own]
+    written = iter(with_rationales(asked, directory, seed=seed))
     return [one if one.id in own else next(written) for one in texts]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from c2ser_jax import rationales
 from c2ser_jax.data.answer_text import parse_answer
 from c2ser_jax.data.cot_text import make_text
 from c2ser_jax.data.manifest import Utterance
@@ -47,3 +48,38 @@ def test_another_model_or_tokenizer_gets_a_sentence(tmp_path):
     large = write(tmp_path / "large", train_tokenizer(["aaaa aaaa"] * 9, 259))
     with pytest.raises(UserError, match="belongs to the weights"):
         with_rationales([text], large)
+
+
+def test_drawn_reasons_come_from_the_seed_and_the_id_whatever_the_batch(tmp_path):
+    model = write(tmp_path / "qwen2", train_tokenizer([], 257))
+    rows = [Utterance(f"u{i}", "", label="sad", text=f"ma {i}") for i in range(10)]
+    texts = [make_text(row, {}) for row in rows]
+    found = with_rationales(texts, model, new_tokens=12, seed=1)
+    assert with_rationales(texts[::-1], model, new_tokens=12, seed=1)[::-1] == found
+    assert with_rationales(texts, model, new_tokens=12, seed=2) != found
+    twins = [make_text(dataclasses.replace(rows[0], id=name), {}) for name in "abcd"]
+    reasons = {one.rationale for one in with_rationales(twins, model, new_tokens=12, seed=1)}
+    assert len(reasons) > 1
+
+
+def test_a_reason_for_another_emotion_or_none_leaves_the_text_as_it_is():
+    text = make_text(Utterance("u", "", label="sad", language="zh", text="no"), {"rate": "low"})
+    for reason in ("", "she is very happy.", "因为他很生气。"):
+        assert rationales._with_reason(text, reason) == text
+    for reason in ("the voice drags.", "grief is heard.", "他很难过。"):
+        changed = rationales._with_reason(text, reason)
+        assert changed.rationale == reason and reason in changed.explicit
+        assert changed.explicit.endswith(text.implicit)
+
+
+def test_the_first_sentence_is_taken_without_tags():
+    first = rationales._first_sentence
+    assert first(" It <sad> drags.\nNext one. ") == "It sad drags."
+    assert first("声音低沉。所以难过。") == "声音低沉。"
+    assert first(" ... !") == "" and first("no end") == "no end"
+
+
+def test_words_beyond_the_context_keep_their_reason(tmp_path):
+    model = write(tmp_path / "qwen2", train_tokenizer([], 257))
+    texts = [make_text(Utterance("u", "", label="sad", text="ma " * 200), {})]
+    assert with_rationales(texts, model, new_tokens=12) == texts

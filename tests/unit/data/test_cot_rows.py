@@ -187,12 +187,13 @@ def test_processes_measure_what_one_measures_and_bounds_are_read_again(corpus, t
 def test_a_model_writes_rationales_where_a_row_has_none(corpus, tmp_path, monkeypatch):
     asked = []
 
-    def with_rationales(texts, directory):
-        asked.append((directory, [one.id for one in texts]))
+    def with_rationales(texts, directory, *, seed):
+        asked.append((directory, [one.id for one in texts], seed))
         return [dataclasses.replace(one, rationale=f"because {one.id}") for one in texts]
 
     monkeypatch.setattr(rationales, "with_rationales", with_rationales)
-    cot_text.main(command(corpus, tmp_path / "a.jsonl", "--rationale-model", "DIR"))
-    assert asked == [("DIR", ["0", "2", "3"])]
+    model = ("--rationale-model", "DIR", "--rationale-seed", 5)
+    cot_text.main(command(corpus, tmp_path / "a.jsonl", *model))
+    assert asked == [("DIR", ["0", "2", "3"], 5)]
     found = {one.id: one.rationale for one in read_cot_texts(tmp_path / "a.jsonl")}
     assert found == {"0": "because 0", "1": "A sob is heard", "2": "because 2", "3": "because 3"}
