@@ -91,7 +91,10 @@ def _with_reason(text: CotText, reason: str) -> CotText:
 
 def _first_sentence(text: str) -> str:
     """The first sentence with letters in it, without tags that an answer could be confused by."""
-    text = " ".join(text.replace("<", " ").replace(">", " ").split())
+    shown = (
+        letter if letter.isprintable() and letter not in "<>\ufffd" else " " for letter in text
+    )
+    text = " ".join("".join(shown).split())
     for mark in ".!?。！？":
         head, found, _ = text.partition(mark)
         text = head + found if found else text
@@ -118,7 +121,9 @@ def _packed(sequences: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, mask
 
 
-def _load(directory: Path) -> tuple[Qwen2, Any, TextTokenizer]:
+def check_model(directory: str | os.PathLike[str]) -> tuple[Qwen2Config, TextTokenizer]:
+    """Reads what a directory says of itself. Raises `UserError` as `with_rationales` does."""
+    directory = Path(directory)
     description = read_description(directory)
     if description.kind != KIND:
         raise UserError(
@@ -128,6 +133,11 @@ def _load(directory: Path) -> tuple[Qwen2, Any, TextTokenizer]:
     cfg = Qwen2Config.from_dict(description.model)
     tokenizer = load_tokenizer(directory / TOKENIZER)
     check_tokenizer(tokenizer, cfg.vocabulary)
+    return cfg, tokenizer
+
+
+def _load(directory: Path) -> tuple[Qwen2, Any, TextTokenizer]:
+    cfg, tokenizer = check_model(directory)
     params = read_params(directory)
     check_shapes(params, _shapes(cfg), directory)
     if cfg.lora is not None:

@@ -228,6 +228,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.workers < 0:
         raise UserError(f"--workers is {arguments.workers}; give 0 or more")
     check_writable(arguments.output.absolute().parent)
+    if arguments.rationale_model:
+        from c2ser_jax.rationales import check_model
+
+        check_model(arguments.rationale_model)  # before anything is measured
     rows = read_manifest(arguments.manifest, root=arguments.root)
     labels = [*VOCABULARY, *arguments.labels]
     file: Path | None = arguments.bounds
@@ -236,10 +240,10 @@ def main(argv: list[str] | None = None) -> int:
     found = measure_rows([rows[place] for place in places], arguments.workers)
     styles = dict(zip(places, found, strict=True))
     texts, bounds, left_out = texts_of(rows, styles, bounds=given, labels=labels)
-    if arguments.rationale_model:
-        texts = _with_rationales(texts, rows, arguments.rationale_model, arguments.rationale_seed)
     if file is not None and given is None:
         bounds.save(file)
+    if arguments.rationale_model:
+        texts = _with_rationales(texts, rows, arguments.rationale_model, arguments.rationale_seed)
     write_cot_texts(arguments.output, texts)
     for row, why in left_out:
         print(f"left out {row.id}: {why}")

@@ -76,6 +76,7 @@ def test_the_first_sentence_is_taken_without_tags():
     first = rationales._first_sentence
     assert first(" It <sad> drags.\nNext one. ") == "It sad drags."
     assert first("声音低沉。所以难过。") == "声音低沉。"
+    assert first("a\x1b\ufffdb") == "a b"
     assert first(" ... !") == "" and first("no end") == "no end"
 
 

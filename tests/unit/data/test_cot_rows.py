@@ -191,6 +191,9 @@ def test_a_model_writes_rationales_where_a_row_has_none(corpus, tmp_path, monkey
         asked.append((directory, [one.id for one in texts], seed))
         return [dataclasses.replace(one, rationale=f"because {one.id}") for one in texts]
 
+    with pytest.raises(UserError, match="DIR is no model directory"):
+        cot_text.main(command(corpus, tmp_path / "a.jsonl", "--rationale-model", "DIR"))
+    monkeypatch.setattr(rationales, "check_model", lambda directory: None)
     monkeypatch.setattr(rationales, "with_rationales", with_rationales)
     model = ("--rationale-model", "DIR", "--rationale-seed", 5)
     cot_text.main(command(corpus, tmp_path / "a.jsonl", *model))
