@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from c2ser_jax import rationales
 from c2ser_jax.data import cot_text
@@ -22,6 +23,7 @@ from c2ser_jax.data.prompts import (
 )
 from c2ser_jax.data.speaking_style import Style, StyleBounds, speech_units
 from c2ser_jax.errors import UserError
+from tests.golden_roots import golden_cases
 
 LEVELS = {"rate": "high", "pitch": "middle", "loudness": "low"}
 
@@ -75,6 +77,15 @@ def test_a_row_is_answered_in_chinese_or_else_english(given, language):
     check_language(given)
     assert answer_language(given) == language
     assert make_text(row(language=given), LEVELS).language == language
+
+
+@pytest.mark.parametrize(
+    "case", golden_cases("c2ser_llm/c2ser_forward/prompt_config.yaml"), ids=str
+)
+def test_english_prompts_are_the_released_models(case):
+    published = yaml.safe_load(case.read_text(encoding="utf-8"))
+    for mode, task in (("explicit", "EXP_DESCRIPTION"), ("implicit", "IMP_DESCRIPTION")):
+        assert [prompt(mode, "en")] == published[f"<EMOTION> <{task}>"]
 
 
 def test_prompts_are_published_in_english_and_have_other_wordings_in_both_languages():
