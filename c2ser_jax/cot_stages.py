@@ -185,7 +185,9 @@ def _made_texts(context: FoldRun, utterances: list[Utterance]) -> tuple[list[Cot
             raise UserError(f"{error.reason}: {error.detail}") from error
 
     training = {u.id for u in context.fold.train}
-    texts, bounds, left_out = cot_texts(source.utterances, load, training=training)
+    texts, bounds, left_out = cot_texts(
+        source.utterances, load, training=training, labels=context.labels
+    )
     for utterance, why in left_out:
         context.say(f"{context.fold.name}: no answers for {utterance.id}: {why}")
     return texts, bounds
