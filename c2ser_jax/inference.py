@@ -17,12 +17,11 @@ import jax
 import numpy as np
 
 from c2ser_jax.compilation import enable_compilation_cache
-from c2ser_jax.data.audio import read_audio
-from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.errors import UserError
 from c2ser_jax.extraction.clips import Clip, Cutting, Failure
 from c2ser_jax.extraction.engine import Engine, EngineConfig
 from c2ser_jax.extraction.features import Assembler, Granularity, TokenForm
+from c2ser_jax.extraction.inputs import clips_from
 from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecConfig
 from c2ser_jax.training.checkpoint import (
     ModelDescription,
@@ -30,8 +29,10 @@ from c2ser_jax.training.checkpoint import (
     read_description,
     read_params,
 )
+from c2ser_jax.training.model_directory import TOKENIZER, check_shapes, temperature_of
 
 KINDS = ("emotion2vec", "emotion2vec_pretraining", "emotion2vec_classifier")
+SPEECH_KIND = "c2ser"
 Log = Callable[[str], None]
 
 
@@ -71,6 +72,7 @@ class Model:
         """Use `load`."""
         self.description, self.engine = description, engine
         self.config = engine.model
+        self.temperature = temperature_of(description)
         self.labels: list[str] = list(description.labels or [])
         unused = set(description.extra.get("unused_labels") or [])
         self._used = [
@@ -95,7 +97,7 @@ class Model:
         Raises:
           UserError: an input cannot be used (`stream` goes on instead), or the model has no head.
         """
-        clips, single = _clips(audio, rate)
+        clips, single = clips_from(audio, rate)
         found: dict[int, Prediction] = {}
         for index, result in self.stream(clips, timeline_seconds=timeline_seconds):
             if isinstance(result, Failure):
@@ -141,7 +143,7 @@ class Model:
           UserError: an input cannot be used, or there is no such granularity or layer.
         """
         self.require_features(granularity, layer)
-        clips, single = _clips(audio, rate)
+        clips, single = clips_from(audio, rate)
         assembler = Assembler.of(granularity, utterance_tokens, self.config.extra_tokens)
         found: dict[int, np.ndarray] = {}
         for item in self.engine.run(clips, (assembler.output,), layer=layer):
@@ -189,7 +191,7 @@ class Model:
         return Prediction(clip_id, label, probabilities, seconds, tuple(sections))
 
     def _label(self, logits: np.ndarray) -> tuple[str, dict[str, float]]:
-        weights = np.exp(logits - logits.max())
+        weights = np.exp((logits - logits.max()) / self.temperature)
         probabilities = weights / weights.sum()
         names = self.used_labels
         return names[int(np.argmax(logits))], dict(zip(names, probabilities.tolist(), strict=True))
@@ -200,14 +202,19 @@ def load(
     *,
     dtype: str | None = None,
     batch_seconds: float | None = None,
-    window_seconds: float = 30.0,
+    window_seconds: float | None = None,
+    labels: Sequence[str] | None = None,
     log: Log | None = None,
-) -> Model:
+) -> Any:
     """Loads a model directory, as training and conversion write it.
+
+    Returns a `Model`, or for a C2SER a `SpeechModel` (`c2ser_jax.answering.model`).
 
     dtype: "float32" or "bfloat16" to compute in, instead of the directory's own choice.
     batch_seconds: audio per batch; None: 32 on a CPU, 240 on an accelerator.
-    window_seconds: longer audio is cut into overlapping windows of this length.
+    window_seconds: longer audio is cut into overlapping windows of this length; None: 30, or what
+      the encoder of a C2SER hears at once.
+    labels: the label set that a C2SER answers from, instead of its own.
     log: takes a line for each shape compiled; None is silent.
 
     Raises:
@@ -215,31 +222,51 @@ def load(
     """
     directory = Path(directory)
     description = read_description(directory)
-    config = model_config(description, directory, dtype)
-    params = read_params(directory)
-    check_params(params, config, description, directory)
     if batch_seconds is None:
         batch_seconds = 32.0 if jax.default_backend() == "cpu" else 240.0
     if not batch_seconds > 0:
         raise UserError(f"batch seconds must be positive, not {batch_seconds}")
+    log = log or (lambda line: None)
+    if description.kind == SPEECH_KIND:
+        from c2ser_jax.answering.loading import load_speech_model
+
+        enable_compilation_cache()
+        return load_speech_model(
+            directory, description, dtype=dtype, batch_seconds=batch_seconds,
+            window_seconds=window_seconds, labels=labels, log=log,
+        )  # fmt: skip
+    if labels is not None:
+        raise UserError(
+            f"{directory} holds a model of kind {description.kind!r}, whose labels are those of "
+            "its head; only a c2ser model takes others"
+        )
+    config = model_config(description, directory, dtype)
+    params = read_params(directory)
+    check_params(params, config, description, directory)
+    window_seconds = 30.0 if window_seconds is None else window_seconds
     if not window_seconds >= 5:
         raise UserError(f"window seconds must be at least 5, not {window_seconds}")
     enable_compilation_cache()
     cfg = EngineConfig(batch_seconds, Cutting(window_seconds, min(5.0, window_seconds / 4)))
-    return Model(description, Engine(config, params, cfg, log=log or (lambda line: None)))
+    return Model(description, Engine(config, params, cfg, log=log))
 
 
 def fingerprint(directory: str | os.PathLike[str]) -> str:
-    """A short hash of what decides a model's answers: kind, config, labels, extra, parameters.
+    """A short hash of what decides a model's answers: kind, config, labels, parameters, tokenizer.
+
+    A temperature, which changes no label and no feature, does not.
 
     Raises:
       UserError: it is no model directory.
     """
     described = dataclasses.asdict(read_description(Path(directory)))
     deciding = {name: described[name] for name in ("kind", "model", "labels", "extra")}
+    deciding["extra"] = {k: v for k, v in deciding["extra"].items() if k != "temperature"}
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
     with open(Path(directory) / "params.safetensors", "rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in sorted((Path(directory) / TOKENIZER).glob("*")):
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -250,7 +277,7 @@ def model_config(
     if description.kind not in KINDS:
         raise UserError(
             f"{directory} holds a model of kind {description.kind!r}; this command knows "
-            f"{', '.join(KINDS)}"
+            f"{', '.join((*KINDS, SPEECH_KIND))}"
         )
     try:
         config = Emotion2VecConfig.from_dict(description.model)
@@ -275,20 +302,7 @@ def check_params(
     if description.kind == "emotion2vec_classifier":
         classes = len(description.labels or [])
         wanted["proj/kernel"], wanted["proj/bias"] = (config.width, classes), (classes,)
-    found = {name: tuple(leaf.shape) for name, leaf in flatten(params).items()}
-    for name, shape in wanted.items():
-        if found.get(name) != shape:
-            has = "is missing" if name not in found else f"has shape {list(found[name])}"
-            raise UserError(
-                f"{directory}: the parameter {name} {has}, the config asks for {list(shape)}; "
-                "write or convert the model again"
-            )
-    extra = sorted(n for n in found if n.startswith(("encoder/", "proj/")) and n not in wanted)
-    if extra:
-        raise UserError(
-            f"{directory}: the config does not call for the parameter {extra[0]}; "
-            "write or convert the model again"
-        )
+    check_shapes(params, wanted, directory, under=("encoder/", "proj/"))
 
 
 def encoder_shapes(config: Emotion2VecConfig) -> dict[str, tuple[int, ...]]:
@@ -302,36 +316,3 @@ def encoder_shapes(config: Emotion2VecConfig) -> dict[str, tuple[int, ...]]:
         is_leaf=lambda leaf: hasattr(leaf, "unbox"),
     )
     return {name: tuple(leaf.shape) for name, leaf in flatten(unboxed).items()}
-
-
-def _clips(audio: Any, rate: int | None) -> tuple[list[Clip], bool]:
-    """(clips, whether a single input was given)."""
-    if isinstance(audio, list | tuple):
-        if audio and all(np.isscalar(value) and not isinstance(value, str) for value in audio):
-            raise UserError(
-                "a list holds several inputs; give samples as an array: numpy.asarray(samples)"
-            )
-        return [_clip(item, rate, place) for place, item in enumerate(audio)], False
-    return [_clip(audio, rate, 0)], True
-
-
-def _clip(item: Any, rate: int | None, place: int) -> Clip:
-    if isinstance(item, Clip):
-        return item
-    if isinstance(item, Utterance):
-        return Clip.of(item)
-    if isinstance(item, str | os.PathLike):
-        return Clip.of_file(os.fspath(item))
-    if isinstance(item, Mapping) and "array" in item and "sampling_rate" in item:
-        return Clip.of_array(f"array {place}", item["array"], item["sampling_rate"])
-    if hasattr(item, "read"):
-        stream: Any = item
-        name = str(getattr(item, "name", f"file {place}"))
-        return Clip(name, audio=read_audio(stream))
-    if not hasattr(item, "__array__"):
-        raise UserError(
-            f"cannot take audio from a {type(item).__name__}; give a path, or an array with rate="
-        )
-    if rate is None:
-        raise UserError("samples were given without their rate; add rate=16000 or what it is")
-    return Clip.of_array(f"array {place}", item, rate)

@@ -201,13 +201,19 @@ def decode(
     order = list(order)
     settings = {**dataclasses.asdict(cutting), "hop_samples": model.hop_samples}
     # Copies, so that an utterance given twice keeps its two places.
-    rows = {i: dataclasses.replace(clips[i].utterance or Utterance(clips[i].id, "")) for i in order}
+    rows = {
+        i: dataclasses.replace(clips[i].utterance or Utterance(clips[i].id, clips[i].id))
+        for i in order
+    }
     place = {id(row): i for i, row in rows.items()}
     for index in order:
         audio = clips[index].audio
         if audio is not None:
-            for item in load_array(rows[index], audio, **settings):
-                yield _segment(index, item, model, cutting)
+            try:
+                for item in load_array(rows[index], audio, **settings):
+                    yield _segment(index, item, model, cutting)
+            except BadAudio as error:
+                yield Failure(index, error.reason, str(error))
     files = [rows[i] for i in order if clips[i].audio is None]
     for item in iterate_audio(files, threads=threads, allow_silent=True, **settings):
         index = place[id(item.utterance)]

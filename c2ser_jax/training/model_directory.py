@@ -127,6 +127,35 @@ def read_description(directory: str | Path) -> ModelDescription:
     return _description(path, document)
 
 
+def temperature_of(description: ModelDescription) -> float:
+    """What a model's scores are divided by before they become probabilities.
+
+    Raises:
+      UserError: the description holds something that is no positive number.
+    """
+    value = description.extra.get("temperature", 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise UserError(
+            f"the model's config.json has temperature {value!r}; it must be a positive number"
+        )
+    return float(value)
+
+
+def write_extra(directory: str | Path, **changes: Any) -> None:
+    """Changes entries of `extra` in DIR/config.json, which is exchanged whole. Errors: UserError."""
+    read_description(directory)
+    path = Path(directory) / _CONFIG
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["extra"] = {**document["extra"], **changes}
+    part = path.with_name(f".{_CONFIG}.part")
+    try:
+        _write_lines(part, [json.dumps(document, indent=1, ensure_ascii=False)])
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    _sync_folder(path.parent)
+
+
 def read_params(directory: str | Path) -> dict[str, Any]:
     """Returns the parameters as nested dicts of read-only arrays mapped from the disk."""
     return nest(read_safetensors(Path(directory) / _PARAMS))
@@ -159,7 +188,7 @@ def read_trained_on(directory: str | Path) -> list[dict[str, Any]] | None:
 def check_shapes(
     params: Mapping[str, Any],
     wanted: Mapping[str, tuple[int, ...]],
-    directory: str | Path,
+    directory: str | os.PathLike[str],
     *,
     under: tuple[str, ...] = ("",),
 ) -> None:

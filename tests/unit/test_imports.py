@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Everybody may import these; entry points (c2ser_jax/*.py) and extraction/ may import all.
+# Everybody may import these; entry points (c2ser_jax/*.py), extraction/ and answering/ import all.
 FREE = ("c2ser_jax.errors",)
 ALLOWED: dict[str, tuple[str, ...]] = {
     "models": (),
@@ -116,7 +116,7 @@ def test_every_import_keeps_its_direction():
 
 def test_every_package_has_a_rule():
     packages = {p.parent.name for p in (ROOT / "c2ser_jax").glob("*/__init__.py")}
-    assert packages <= ALLOWED.keys() | {"extraction"}
+    assert packages <= ALLOWED.keys() | {"extraction", "answering"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Asks the whole model about audio: label scores, free and constrained answers, long recordings."""
