@@ -85,6 +85,8 @@ def test_no_word_has_two_meanings():
         ("not only angry but also sad", None),
         ("The voice might be sad, but the emotion is angry.", "angry"),
         ("The emotion is sad because of fear.", "sad"),
+        ("She is sad because she was scared.", "sad"),
+        ("说话人很悲伤，因为害怕。", "sad"),
         ("The emotion is sad. The speaker tries to sound happy.", "sad"),
         ("A happy tone. Overall, the speaker is surprised.", "surprised"),
         ("The speaker is happy. The speaker is sad.", "sad"),

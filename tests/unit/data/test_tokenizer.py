@@ -92,6 +92,18 @@ def test_a_chat_models_answers_end_as_the_released_models(trained, tmp_path):
     assert load_tokenizer(tmp_path).eos == trained.eos
 
 
+def test_no_special_token_is_added_whatever_the_folder_asks_for(trained, tmp_path):
+    write(tmp_path, trained)
+    values = json.loads(trained.files()["tokenizer.json"])
+    one, end = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}
+    values["post_processor"] = {
+        "type": "TemplateProcessing", "single": [end, one], "pair": [one, one],
+        "special_tokens": {END: {"id": END, "ids": [trained.eos], "tokens": [END]}},
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    assert load_tokenizer(tmp_path).encode(TEXTS[0]) == trained.encode(TEXTS[0])
+
+
 def test_a_trained_tokenizer_is_what_transformers_loads(trained, tmp_path):
     from transformers import AutoTokenizer
 
