@@ -19,14 +19,15 @@ from c2ser_jax.models.lora import LoraConfig
 from c2ser_jax.models.qwen2_config import Qwen2Config
 from c2ser_jax.models.whisper import WhisperEncoderConfig
 from c2ser_jax.training.checkpoint import ModelDescription, leaves_of, write_model
-from tests.tiny_models import TINY as ACOUSTIC
+from tests.tiny_models import TINY as ENCODER
 
 LABELS = EMO_EMILIA
 
+ACOUSTIC = dataclasses.replace(ENCODER, depth=1, heads=2)
 # Hears 30 s as the real one does; the vocabulary holds `tiny_tokenizer`.
 TINY = C2serConfig(
     acoustic=ACOUSTIC,
-    encoder=WhisperEncoderConfig(mel_bins=20, width=28, depth=2, heads=2, mlp_width=36),
+    encoder=WhisperEncoderConfig(mel_bins=20, width=28, depth=1, heads=2, mlp_width=36),
     connector=ConnectorConfig(
         encoder_width=28, width=32, depth=1, heads=4, mlp_width=44, output_width=48, positions=400
     ),

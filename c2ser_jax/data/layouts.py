@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -63,16 +64,27 @@ def read_source(source: Path, root: Path | None) -> list[Utterance]:
     return _name_by_path([_utterance(row, where, find) for where, row in rows])
 
 
+_EMILIA_ID = re.compile(r"(ZH|EN|JA|FR|DE|KO)_B\d+_S\d+_W\d+")
+"""Ids of the Emilia corpus, and so of Emo-Emilia, begin with the language."""
+
+
 class _Finder:
-    """Looks relative paths up under the root, then beside the list."""
+    """Looks relative paths up under the root, then beside the list.
+
+    The root may also be a folder further down, the one with the files at last: then the first
+    folders of a path are left out.
+    """
 
     def __init__(self, folder: Path, root: Path | None):
-        self._bases = [base for base in (root, folder) if base is not None]
+        self._root, self._bases = root, [base for base in (root, folder) if base is not None]
 
     def __call__(self, path: str) -> str:
         if os.path.isabs(path):
             return path
         tries = [os.path.normpath(os.path.join(base, path)) for base in self._bases]
+        if self._root is not None:
+            parts = Path(path).parts
+            tries += [str(self._root.joinpath(*parts[n:])) for n in range(1, len(parts))]
         return next((full for full in tries if os.path.exists(full)), tries[0])
 
 

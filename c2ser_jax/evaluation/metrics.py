@@ -40,8 +40,11 @@ def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, classes: int)
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
-def scores_from_confusion(confusion: np.ndarray) -> dict[str, np.ndarray]:
+def scores_from_confusion(confusion: np.ndarray, outside: int = 0) -> dict[str, np.ndarray]:
     """All `METRICS` of confusion matrices [..., C, C], each as float64[...].
+
+    The last `outside` classes are no labels, such as answers that name none: never right, and no
+    part of a mean over classes.
 
     wa: accuracy (= micro_f1). ua: mean recall over classes present in the targets (balanced
     accuracy). wf1: F1 weighted by support. macro_f1: mean F1 over classes present in targets or
@@ -54,6 +57,7 @@ def scores_from_confusion(confusion: np.ndarray) -> dict[str, np.ndarray]:
     recall = hits / np.maximum(support, 1)
     f1 = 2 * hits / np.maximum(support + predicted, 1)
     in_targets, in_either = support > 0, support + predicted > 0
+    in_either[..., in_either.shape[-1] - outside :] = False
     accuracy = hits.sum(-1) / total
     return {
         "wa": accuracy,
@@ -81,8 +85,12 @@ def classification_metrics(
     targets: Sequence[Any] | np.ndarray,
     predictions: Sequence[Any] | np.ndarray,
     classes: Sequence[str],
+    *,
+    outside: int = 0,
 ) -> dict[str, Any]:
     """Scores predicted classes against true ones (each N names or class numbers).
+
+    The last `outside` of `classes` are no labels (see `scores_from_confusion`).
 
     Returns a dict: the `METRICS` as floats, `num` = N, `classes`, `confusion` (list[C][C]),
     `per_class` {name: precision, recall, f1, support, predicted}, `absent_in_targets` (names), and
@@ -106,7 +114,7 @@ def classification_metrics(
             zero_division=0,  # pyright: ignore[reportArgumentType]
         )
     return {
-        **{name: float(value) for name, value in scores_from_confusion(confusion).items()},
+        **{n: float(value) for n, value in scores_from_confusion(confusion, outside).items()},
         "num": int(confusion.sum()),
         "classes": [str(name) for name in classes],
         "confusion": confusion.tolist(),
@@ -144,13 +152,15 @@ def bootstrap_intervals(
     seed: int = 0,
     level: float = 0.95,
     groups: Sequence[Any] | None = None,
+    outside: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Percentile bootstrap: {metric: {"low", "high", "sd"}} at the given level.
 
     Items are resampled one by one, or, with `groups` (N speaker names, say), whole groups at a
     time, which is the honest choice when items of a group resemble each other. Every metric is a
     function of the confusion matrix, so a resample is one multinomial draw of the G groups or of
-    the C x C cells. Without `classes`, targets and predictions are class numbers.
+    the C x C cells. Without `classes`, targets and predictions are class numbers; the last
+    `outside` of them are no labels (see `scores_from_confusion`).
 
     Raises:
         UserError: as `classification_metrics`, an unknown metric, or a group list of another
@@ -177,7 +187,7 @@ def bootstrap_intervals(
         )
         weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples)  # [R, G]
         draws = weights @ parts.reshape(count, -1)
-    scores = scores_from_confusion(draws.reshape(resamples, size, size))
+    scores = scores_from_confusion(draws.reshape(resamples, size, size), outside)
     return {name: percentile_interval(scores[name], level) for name in metrics}
 
 

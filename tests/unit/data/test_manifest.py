@@ -223,3 +223,21 @@ def test_whole_lists_are_read_and_three_forms_of_one_agree(corpus, tmp_path, pla
     names = ["emodb_test_fold_1.jsonl", "emodb_test_fold1.jsonl", "emodb_test_fold_1.json"]
     forms = {tuple((r.id, r.label) for r in read_manifest(fold / name)) for name in names}
     assert len(forms) == 1 and all(forms)
+
+
+def test_emo_emilias_own_list_knows_languages_and_finds_its_files(tmp_path):
+    """Its ids begin with the language; the root may be the folder that holds the files."""
+    name = "ZH_B00090_S00350_W000000"
+    row = {"index": name, "emotion": "angry", "wav": f"./Emo-Emilia/wav/{name}.wav", "text": "好"}
+    other = {**row, "index": "ZH_extra", "wav": "./Emo-Emilia/wav/none.wav"}
+    (tmp_path / "list").mkdir()
+    path = tmp_path / "list" / "all.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(other) + "\n")
+    for folder in ("a/Emo-Emilia/wav", "b/wav", "c"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"{name}.wav").write_bytes(b"")
+        root = tmp_path / folder[0]
+        first, second = read_manifest(path, root=root)
+        assert first.path == str(tmp_path / folder / f"{name}.wav")
+        assert (first.language, first.label, first.text) == ("zh", "angry", "好")
+        assert second.path == str(root / "Emo-Emilia/wav/none.wav") and second.language is None

@@ -169,3 +169,15 @@ def test_calibration_error_of_known_confidences():
 
 def test_class_numbers_accept_numpy_names():
     np.testing.assert_array_equal(class_indices(np.array(["sad", "angry"]), CLASSES), [4, 0])
+
+
+def test_answers_outside_the_label_set_are_wrong_and_no_class():
+    """A class of its own would pull the mean over classes down by a third."""
+    targets, guesses = ["a", "a", "b", "b"], ["a", "none", "b", "b"]
+    found = classification_metrics(targets, guesses, ["a", "b", "none"], outside=1)
+    assert found["wa"] == 0.75 and found["ua"] == 0.75
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    counted = classification_metrics(targets, guesses, ["a", "b", "none"])
+    assert counted["macro_f1"] == pytest.approx((2 / 3 + 1) / 3)
+    interval = bootstrap_intervals(targets, guesses, ["a", "b", "none"], outside=1)["macro_f1"]
+    assert interval["low"] <= found["macro_f1"] <= interval["high"]
