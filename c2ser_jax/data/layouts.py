@@ -184,6 +184,8 @@ def _utterance(row: dict[str, Any], where: str, find: _Finder) -> Utterance:
     if isinstance(vectors := extra.get("emotion_vectors"), str):
         extra = {**extra, "emotion_vectors": find(vectors)}
     values.setdefault("id", "")
+    if "language" not in values and (found := _EMILIA_ID.fullmatch(values["id"])):
+        values["language"] = found[1].lower()
     return Utterance(**values, extra={**rest, **extra})
 
 
