@@ -9,10 +9,11 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from c2ser_jax.data.cot_data import AnswerConfig
 from c2ser_jax.data.pipeline import DataConfig
+from c2ser_jax.data.spoken_scenes import SpokenScenesConfig
 from c2ser_jax.data.synthetic import SyntheticConfig
 from c2ser_jax.errors import UserError
 from c2ser_jax.models.c2ser import C2serConfig, Inputs
@@ -31,9 +32,10 @@ from c2ser_jax.training.loop import LoopConfig
 from c2ser_jax.training.optimizer import OptimizerConfig
 
 CorpusName = Literal[
-    "synthetic", "manifest", "emodb", "ravdess", "cremad", "urdu", "turevdb", "savee",
-    "tfds_crema_d", "tfds_savee",
+    "synthetic", "spoken_scenes", "manifest", "emodb", "ravdess", "cremad", "urdu", "turevdb",
+    "savee", "tfds_crema_d", "tfds_savee",
 ]  # fmt: skip
+EMBEDDED = ("synthetic", "spoken_scenes")
 StageName = Literal["pretrain", "classify", "explicit", "implicit", "probe"]
 STAGES: tuple[StageName, ...] = ("pretrain", "classify", "explicit", "implicit", "probe")
 """In the order in which they run."""
@@ -45,7 +47,8 @@ class CorpusConfig:
     """Which utterances a run sees and how they are divided into training, development and test."""
 
     corpus: CorpusName = "synthetic"
-    """A corpus that has a preparer, any `manifest`, or the embedded `synthetic` speech."""
+    """A corpus that has a preparer, any `manifest`, or the embedded speech: `synthetic`, or
+    `spoken_scenes`, whose labels take both words and voice."""
     root: str = ""
     """Folder of the corpus, or the folder that relative paths of the manifest start from."""
     manifest: str = ""
@@ -80,11 +83,12 @@ class CorpusConfig:
     allow_leakage: bool = False
     """Score test data even when the `initial` model was trained on some of them."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    spoken_scenes: SpokenScenesConfig = field(default_factory=SpokenScenesConfig)
 
     def __post_init__(self):
         if self.corpus == "manifest" and not self.manifest:
             raise UserError("data.corpus is 'manifest' but data.manifest names no file; set it")
-        if self.corpus != "synthetic" and self.protocol == "lists" and not self.lists:
+        if self.corpus not in EMBEDDED and self.protocol == "lists" and not self.lists:
             raise UserError("data.protocol is 'lists' but data.lists names no folder; set it")
         if self.test_speakers and self.protocol != "speakers":
             raise UserError(
@@ -197,6 +201,8 @@ class RunConfig:
     """The whole model of the stages `explicit` and `implicit`."""
     explicit: CotStage | None = None
     implicit: CotStage | None = None
+    score_answers: bool = True
+    """Ask what `explicit` and `implicit` leave about the test utterances, in every way."""
     probe: ProbeConfig | None = None
 
     def __post_init__(self):
@@ -278,7 +284,10 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
       UserError: no such file, no `get_config`, or an override that does not fit.
     """
-    return apply_overrides(_import_config(Path(path)), overrides)
+    config = import_config(path)
+    if not isinstance(config, RunConfig):
+        raise UserError(f"get_config() of {path} returned {type(config).__name__}, not a RunConfig")
+    return apply_overrides(config, overrides)
 
 
 def _check_warmup(stage: str, optimizer: OptimizerConfig, loop: LoopConfig) -> None:
@@ -289,7 +298,13 @@ def _check_warmup(stage: str, optimizer: OptimizerConfig, loop: LoopConfig) -> N
         )
 
 
-def _import_config(path: Path) -> RunConfig:
+def import_config(path: str | Path) -> Any:
+    """What the `get_config()` of a config file (with or without .py) returns.
+
+    Raises:
+      UserError: no such file, or it defines no `get_config`.
+    """
+    path = Path(path)
     file = path if path.suffix == ".py" else path.with_suffix(".py")
     if not file.is_file():
         raise UserError(f"there is no config file {file}; configs/ holds examples")
@@ -298,8 +313,5 @@ def _import_config(path: Path) -> RunConfig:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"{file} defines no get_config(); it must return a RunConfig")
-    config = module.get_config()
-    if not isinstance(config, RunConfig):
-        raise UserError(f"get_config() of {file} returned {type(config).__name__}, not a RunConfig")
-    return config
+        raise UserError(f"{file} defines no get_config(); it must return a config")
+    return module.get_config()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from c2ser_jax.config import CorpusConfig, RunConfig
+from c2ser_jax.config import EMBEDDED, CorpusConfig, RunConfig
 from c2ser_jax.data import splits
 from c2ser_jax.data.audio import MIN_SAMPLES, SAMPLE_RATE, BadAudio
 from c2ser_jax.data.corpora.registry import prepare_corpus
@@ -13,6 +13,7 @@ from c2ser_jax.data.labels import label_set, map_labels
 from c2ser_jax.data.manifest import Utterance, read_manifest
 from c2ser_jax.data.scanning import BadFile, scan_source
 from c2ser_jax.data.sources import FileSource, MemorySource, Source, tfds_source
+from c2ser_jax.data.spoken_scenes import speak_scenes
 from c2ser_jax.data.synthetic import synthesize
 from c2ser_jax.errors import UserError
 
@@ -26,7 +27,7 @@ def read_corpus(cfg: CorpusConfig) -> tuple[Source, list[BadFile]]:
     scanned = scan_source(
         _every_utterance(cfg),
         decode=cfg.scan == "decode",
-        cache=cfg.cache and cfg.corpus != "synthetic",
+        cache=cfg.cache and cfg.corpus not in EMBEDDED,
         allow_silent=cfg.allow_silent,
         max_bad_share=cfg.max_bad_share,
     )
@@ -39,6 +40,8 @@ def read_corpus(cfg: CorpusConfig) -> tuple[Source, list[BadFile]]:
 def _every_utterance(cfg: CorpusConfig) -> Source:
     if cfg.corpus == "synthetic":
         return MemorySource(synthesize(cfg.synthetic))
+    if cfg.corpus == "spoken_scenes":
+        return MemorySource(speak_scenes(cfg.spoken_scenes))
     if cfg.corpus == "manifest":
         return FileSource(read_manifest(cfg.manifest, root=cfg.root or None))
     if cfg.corpus.startswith("tfds_"):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from c2ser_jax.bad_files import add_bad_files
-from c2ser_jax.config import RunConfig
+from c2ser_jax.config import ANSWERING, RunConfig
 from c2ser_jax.corpus import corpus_labels, make_folds, name_classes, read_corpus
 from c2ser_jax.data.scanning import listing
 from c2ser_jax.data.splits import Fold
@@ -114,6 +114,10 @@ def _report(
     result = gather_folds(found, labels, sorted(set(lost)), {**settings, "seed": run.seed})
     result.write(workdir / stage, title=f"{run.name}: {stage}")
     say(f"\n{stage} on held-out test data\n\n{result.table()}\n")
+    if stage in ANSWERING:
+        from c2ser_jax.answer_scores import tell_answers
+
+        say(f"{tell_answers(run, found, workdir / stage)}\n")
     return result
 
 

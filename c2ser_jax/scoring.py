@@ -1,6 +1,7 @@
 """Scores on a fold's test utterances: of a classifier, and of a probe on frozen features."""
 
 from pathlib import Path
+from typing import Any
 
 from c2ser_jax import inference
 from c2ser_jax.corpus import source_of
@@ -56,10 +57,12 @@ def score_model(context: FoldRun, directory: Path) -> FoldResult:
                 "speaker": utterance.speaker,
             }
         )
-    rows.sort(key=lambda row: row["id"])
-    metrics = classification_metrics(
-        [row["label"] for row in rows], [row["predicted"] for row in rows], context.labels
-    )
+    return fold_result(context, sorted(rows, key=lambda row: row["id"]))
+
+
+def fold_result(context: FoldRun, rows: list[dict[str, Any]]) -> FoldResult:
+    """A fold's scores from rows with id, fold, label, predicted, probabilities and speaker."""
+    fold = _labelled(context.fold)
     heard = {u.speaker for u in [*fold.train, *fold.dev]} - {None}
     voices = {u.speaker for u in fold.test} - {None}
     return FoldResult(
@@ -67,7 +70,9 @@ def score_model(context: FoldRun, directory: Path) -> FoldResult:
         sizes={"train": len(fold.train), "dev": len(fold.dev), "test": len(fold.test)},
         chosen={},
         grid=[],
-        metrics=metrics,
+        metrics=classification_metrics(
+            [row["label"] for row in rows], [row["predicted"] for row in rows], context.labels
+        ),
         rows=rows,
         shared_speakers=len(heard & voices),
         speakers=len(voices),

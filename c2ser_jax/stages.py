@@ -61,9 +61,12 @@ def run_fold(context: FoldRun) -> dict[str, FoldResult]:
         if name == "probe":
             found = alone(stop, lambda: score_probe(context))
         elif name in ANSWERING:
+            from c2ser_jax.answer_scores import score_answers
             from c2ser_jax.cot_stages import train_answers
 
             parts = train_answers(context, name, parts or _acoustic(encoder))
+            if run.score_answers:
+                found = alone(stop, functools.partial(score_answers, context, name))
         else:
             encoder = _train(context, name, encoder)["encoder"]
             if name == "classify" and context.fold.test:

@@ -19,8 +19,10 @@ import numpy as np
 import soundfile
 
 from c2ser_jax.data.audio import SAMPLE_RATE
+from c2ser_jax.data.emotion_words import label_noun
 from c2ser_jax.data.files import write_text
 from c2ser_jax.data.manifest import Utterance, write_manifest
+from c2ser_jax.data.prompts import answer_language
 from c2ser_jax.data.source_filter import Prosody, Voice, say
 from c2ser_jax.errors import UserError
 
@@ -66,6 +68,16 @@ _WORDS = {
     },
 }
 LANGUAGES = tuple(_WORDS)
+
+_NAMES = {
+    "good": {"en": "good", "zh": "好"},
+    "bad": {"en": "bad", "zh": "坏"},
+    "odd": {"en": "odd", "zh": "怪"},
+    "calm": {"en": "calm", "zh": "平静"},
+    "even": {"en": "steady", "zh": "平稳"},
+    "lively": {"en": "lively", "zh": "活泼"},
+}
+"""Words of a rationale."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +136,9 @@ def ceilings(emotions: Sequence[str] = SpokenScenesConfig.emotions) -> dict[str,
 def speak_scenes(cfg: SpokenScenesConfig | None = None) -> list[tuple[Utterance, np.ndarray]]:
     """Returns pairs (utterance, float32[N]).
 
-    `text` holds the words; `extra` the scene, the manner and the levels of rate, pitch and
-    loudness, and says synthetic. Every utterance is drawn from (seed, speaker, label, its number),
-    so a larger configuration begins with the same utterances of each speaker and label.
+    `text` holds the words; `extra` the scene, the manner, the levels of rate, pitch and loudness
+    and the reason for the label, and says synthetic. Every utterance is drawn from (seed, speaker,
+    label, its number), so a larger configuration begins with the same ones.
     """
     cfg = cfg or SpokenScenesConfig()
     items = []
@@ -156,6 +168,7 @@ def speak_scenes(cfg: SpokenScenesConfig | None = None) -> list[tuple[Utterance,
                     "synthetic": "not emotional speech",
                     "scene": scene,
                     "manner": manner,
+                    "rationale": _reason(emotion, language),
                     **dict(zip(("rate", "pitch", "loudness"), levels, strict=True)),
                 },
             )
@@ -185,6 +198,16 @@ def write_scenes(folder: str | os.PathLike[str], cfg: SpokenScenesConfig | None 
     return target / "manifest.jsonl"
 
 
+def _reason(emotion: str, language: str) -> str:
+    """The sentence that leads from scene and manner to the label."""
+    chosen = answer_language(language)
+    scene, manner = (_NAMES[name][chosen] for name in CELLS[emotion])
+    noun = label_noun(emotion, chosen)
+    if chosen == "zh":
+        return f"{scene}的内容和{manner}的声音说明{noun}。"
+    return f"{scene} words in a {manner} voice mean {noun}."
+
+
 def _draw_words(
     lexicon: dict[str, dict[str, str]], scene: str, rng: np.random.Generator,
     cfg: SpokenScenesConfig,
@@ -203,7 +226,7 @@ def _draw_voice(rng: np.random.Generator, speaker: int, difficulty: float) -> Vo
     """Low and high voices in turn; a voice's tract tells its pitch, so levels can be heard."""
     high = speaker % 2
     spread = rng.uniform(-1, 1, 7) * difficulty
-    pitch = (115.0, 205.0)[high] * 2 ** (1.5 * spread[0] / 12)
+    pitch = (170.0, 250.0)[high] * 2 ** (1.5 * spread[0] / 12)
     tract = (1.0, 1.16)[high] * (1 + 0.06 * spread[1])
     habit = Prosody(
         range=2.0 ** (0.2 * spread[2]),
@@ -224,7 +247,7 @@ def _draw_mood(
     rate, pitch, loudness = style
     noise = rng.uniform(-1, 1, 7) * difficulty
     return Prosody(
-        level=4.0 * pitch + 1.5 * noise[0],
+        level=5.0 * pitch + 1.5 * noise[0],
         range=manner.range * 2 ** (0.3 * noise[1]),
         fall=manner.fall + 1.5 * noise[2],
         tempo=1.3**rate * 2 ** (0.12 * noise[3]),
