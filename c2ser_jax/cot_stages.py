@@ -72,6 +72,9 @@ def train_answers(context: FoldRun, name: str, parts: Params) -> dict[str, Any]:
     check_tokenizer(answers.tokenizer, model.llm.vocabulary)
     task = ChainOfThought(stage.task, model)
     data, held = together(stop, lambda: _stage_data(context, name, stage, answers))
+    silent = sum(u.id not in answers.texts for u in context.fold.train)
+    if silent:
+        context.say(f"{name}: {silent} training utterances have no answers and are left out")
     for utterance in data.left_out:
         context.say(f"{name}: left out {utterance}, which is too long")
     start = {**initial_parts(run), **parts}
@@ -146,12 +149,11 @@ _TEXTS, _BOUNDS, _TOKENIZER = "cot_texts.jsonl", "style_bounds.json", "tokenizer
 
 
 def _prepare(context: FoldRun, folder: Path) -> None:
-    """Writes the fold's texts, bounds and tokenizer, unless they lie there."""
-    run, fold = context.run, context.fold
-    wanted = [u for u in [*fold.train, *fold.dev] if u.label is not None]
-    path = folder / _TEXTS
-    if path.exists() and {u.id for u in wanted} <= {one.id for one in read_cot_texts(path)}:
+    """Writes the fold's texts, bounds and tokenizer, unless they lie there, corrected perhaps."""
+    run, fold, path = context.run, context.fold, folder / _TEXTS
+    if path.exists():
         return
+    wanted = [u for u in [*fold.train, *fold.dev] if u.label is not None]
     if run.data.cot_texts:
         given = {one.id: one for one in read_cot_texts(run.data.cot_texts)}
         texts, bounds = [given[u.id] for u in wanted if u.id in given], StyleBounds()

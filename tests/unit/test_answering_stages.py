@@ -1,0 +1,140 @@
+"""What the chain-of-thought stages start from, and the texts and tokenizer of a fold."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from c2ser_jax.config import RunConfig
+from c2ser_jax.cot_stages import _answers
+from c2ser_jax.data.cot_rows import read_cot_texts
+from c2ser_jax.data.manifest import Utterance
+from c2ser_jax.data.sources import MemorySource
+from c2ser_jax.data.splits import Fold
+from c2ser_jax.errors import UserError
+from c2ser_jax.fold_run import FoldRun
+from c2ser_jax.initial_parts import initial_parts, tokenizer_directory
+from c2ser_jax.overrides import to_json
+from c2ser_jax.parallel.mesh import make_local_mesh
+from c2ser_jax.training.checkpoint import ModelDescription, leaves_of, write_model
+from c2ser_jax.training.preemption import StopSignal
+from tests.integration.tiny_answering import get_config
+from tests.tiny_models import voice
+
+RUN = get_config()
+
+
+def model_of(run: RunConfig) -> dict:
+    assert run.c2ser is not None
+    return to_json(run.c2ser.model(run.encoder))
+
+
+def write(directory, kind, model, params):
+    description = ModelDescription(kind, model)
+    write_model(directory, description, leaves_of(params), tokenizer={"tokenizer.json": b"{}"})
+    return str(directory)
+
+
+def test_parts_come_from_directories_of_their_kinds(tmp_path):
+    model, one = model_of(RUN), {"x": np.ones(2, np.float32)}
+    encoder = write(tmp_path / "whisper", "whisper_encoder", model["encoder"], {"encoder": one})
+    llm = write(tmp_path / "qwen", "qwen2", model["llm"], one)
+    run = dataclasses.replace(RUN, initial_encoder=encoder, initial_llm=llm)
+    parts = initial_parts(run)
+    assert parts.keys() == {"encoder", "llm"}
+    assert parts["encoder"].keys() == parts["llm"].keys() == {"x"}
+    assert tokenizer_directory(run) == tmp_path / "qwen" / "tokenizer"
+    whole = write(tmp_path / "c2ser", "c2ser", model, {"acoustic": one, "llm": one})
+    run = dataclasses.replace(RUN, initial=whole, initial_encoder=encoder)
+    assert initial_parts(run).keys() == {"acoustic", "llm", "encoder"}
+    assert tokenizer_directory(run) == tmp_path / "c2ser" / "tokenizer"
+    assert tokenizer_directory(RUN) is None
+
+
+def test_a_directory_of_another_kind_or_model_is_refused(tmp_path):
+    model, one = model_of(RUN), {"x": np.ones(2, np.float32)}
+    llm = write(tmp_path / "qwen", "qwen2", model["llm"], one)
+    with pytest.raises(UserError, match="holds a model of kind qwen2, wanted is whisper_encoder"):
+        initial_parts(dataclasses.replace(RUN, initial_encoder=llm))
+    other = {**model["llm"], "rope_theta": 5.0, "dtype": "bfloat16"}
+    llm = write(tmp_path / "other", "qwen2", other, one)
+    with pytest.raises(UserError, match="rope_theta 5.0, this run has 1000000.0"):
+        initial_parts(dataclasses.replace(RUN, initial_llm=llm))
+    whole = write(tmp_path / "c2ser", "c2ser", {**model, "llm": other}, {"llm": one})
+    with pytest.raises(UserError, match="initial .*c2ser: llm was made with rope_theta"):
+        initial_parts(dataclasses.replace(RUN, initial=whole))
+
+
+def fold_run(tmp_path, stop, run=RUN, lines=None) -> FoldRun:
+    """Six training rows, two for development; one has no words, one no label."""
+    items = []
+    for row in range(8):
+        utterance = Utterance(
+            f"u{row}", "", label=None if row == 5 else ("angry", "sad")[row % 2],
+            speaker=f"s{row % 2}", language=("en", "zh")[row % 2],
+            text="" if row == 4 else ("oh no" if row % 2 == 0 else "不好"),
+        )  # fmt: skip
+        items.append((utterance, voice(0.6 + 0.1 * row, row)))
+    rows = [utterance for utterance, _ in items]
+    return FoldRun(
+        run, Fold("f", rows[:6], rows[6:], []), MemorySource(items), ["angry", "sad"],
+        tmp_path, tmp_path, make_local_mesh(), None, (lines if lines is not None else []).append,
+        [], stop,
+    )  # fmt: skip
+
+
+def test_texts_and_tokenizer_are_made_once_and_bounds_from_training_rows(tmp_path):
+    lines: list[str] = []
+    with StopSignal() as stop:
+        context = fold_run(tmp_path / "run", stop, lines=lines)
+        answers = _answers(context)
+        assert list(answers.texts) == ["u0", "u1", "u2", "u3", "u6", "u7"]
+        assert "no answers for u4: its transcript is empty" in lines[0]
+        louder = fold_run(tmp_path / "other", stop)
+        louder.source._audio[6] *= 9  # type: ignore[attr-defined]
+        assert _answers(louder).bounds == answers.bounds
+        tokens = answers.tokenizer.encode(answers.texts["u3"].explicit)
+        assert answers.tokenizer.decode(tokens) == answers.texts["u3"].explicit
+        assert answers.tokenizer.vocabulary <= 288
+
+        file = tmp_path / "run" / "answers" / "cot_texts.jsonl"
+        corrected = file.read_text("utf-8").replace("oh no", "oh yes")
+        file.write_text(corrected, encoding="utf-8")
+        assert "oh yes" in _answers(context).texts["u0"].explicit  # a correction stays
+        given = dataclasses.replace(RUN.data, cot_texts=str(file))
+        again = fold_run(tmp_path / "given", stop, dataclasses.replace(RUN, data=given))
+        assert _answers(again).texts == {one.id: one for one in read_cot_texts(file)}
+
+
+def test_a_tokenizer_that_the_weights_lack_rows_for_is_refused(tmp_path):
+    from c2ser_jax.data.tokenizer import check_tokenizer, train_tokenizer
+
+    tokenizer = train_tokenizer(["many words of many kinds"] * 3, vocabulary=270)
+    with pytest.raises(UserError, match="language model 258 rows"):
+        check_tokenizer(tokenizer, 258)
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"c2ser": None}, "needs a model: give c2ser"),
+        ({"explicit": None}, "starts from what explicit left"),
+        ({"explicit": {"batches": {"max_seconds": 2.5}}}, "speech encoder hears 2 s at most"),
+        ({"explicit": {"task": {"distillation_weight": 1.0}}}, "is for the stage implicit"),
+        ({"explicit": {"loop": {"trainable": "llm/"}}}, "task.trainable names what is trained"),
+        ({"explicit": {"batches": {"augment": {"gain_db": 3.0}}}}, "only noise may be added"),
+    ],
+    ids=str,
+)
+def test_stages_that_cannot_run_are_refused(changes, sentence):
+    def changed(config, values):
+        return dataclasses.replace(
+            config,
+            **{name: changed(getattr(config, name), value) if isinstance(value, dict) else value
+               for name, value in values.items()},
+        )  # fmt: skip
+
+    with pytest.raises(UserError, match=sentence) as caught:
+        changed(RUN, changes)
+    assert "\n" not in str(caught.value) and json.dumps(str(caught.value))
