@@ -142,7 +142,7 @@ def temperature_of(description: ModelDescription) -> float:
 
 
 def write_extra(directory: str | Path, **changes: Any) -> None:
-    """Changes entries of `extra` in DIR/config.json, which is exchanged whole. Errors: UserError."""
+    """Changes entries of `extra` in DIR/config.json, exchanged whole. Errors: UserError."""
     read_description(directory)
     path = Path(directory) / _CONFIG
     document = json.loads(path.read_text(encoding="utf-8"))

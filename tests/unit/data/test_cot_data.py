@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from c2ser_jax.data.prompts import prompt
 
 from c2ser_jax.data.cot_data import AnswerConfig
 from c2ser_jax.data.pipeline import DataConfig
+from c2ser_jax.data.prompts import prompt
 from c2ser_jax.errors import UserError
 from tests.tiny_answers import Bytes, make_data, make_items, make_texts
 
