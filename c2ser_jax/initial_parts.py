@@ -31,6 +31,21 @@ def initial_directories(run: RunConfig) -> list[str]:
     return [one for one in (run.initial, run.initial_encoder, run.initial_llm) if one]
 
 
+def acoustic_encoder(directory: str) -> Params:
+    """The acoustic encoder of a whole model or of an Emotion2Vec.
+
+    Raises:
+      UserError: a directory that holds neither.
+    """
+    kind = read_description(directory).kind
+    if kind != C2SER and not kind.startswith("emotion2vec"):
+        raise UserError(
+            f"initial {directory} holds a model of kind {kind}, wanted is an emotion2vec or a "
+            f"{C2SER}; initial_encoder and initial_llm name those of other kinds"
+        )
+    return read_params(directory)["acoustic" if kind == C2SER else "encoder"]
+
+
 def initial_parts(run: RunConfig) -> dict[str, Params]:
     """{part: parameters} of the model directories that fill parts of the whole model.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from c2ser_jax.bad_files import add_bad_files
-from c2ser_jax.config import ANSWERING, RunConfig
+from c2ser_jax.config import ANSWERING, STAGES, RunConfig
 from c2ser_jax.corpus import corpus_labels, make_folds, name_classes, read_corpus
 from c2ser_jax.data.scanning import listing
 from c2ser_jax.data.splits import Fold
@@ -39,7 +39,7 @@ def execute(
     """
     if not run.configured_stages():
         raise UserError(
-            f"the run {run.name!r} configures no stage; give pretrain, classify or probe"
+            f"the run {run.name!r} configures no stage; give one of {', '.join(STAGES)}"
         )
     if not is_main_process():
         say = _say_nothing

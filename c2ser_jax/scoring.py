@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from c2ser_jax import inference
+from c2ser_jax.config import ANSWERING
 from c2ser_jax.corpus import source_of
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.splits import Fold
@@ -26,7 +27,8 @@ def check_initial(context: FoldRun) -> None:
       UserError: it was trained on some of them, and `data.allow_leakage` is False.
     """
     run, fold = context.run, context.fold
-    scored = {"classify", "probe"} & set(run.configured_stages())
+    stages = set(run.configured_stages())
+    scored = {"classify", "probe"} & stages or (run.score_answers and stages & {*ANSWERING})
     if not run.initial or not scored or not fold.test or run.data.allow_leakage:
         return
     test = source_of(context.source, fold.test)

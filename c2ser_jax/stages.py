@@ -19,7 +19,7 @@ from c2ser_jax.data.pipeline import DataConfig, TrainingData
 from c2ser_jax.evaluation.plots import curves_picture
 from c2ser_jax.evaluation.probe_result import FoldResult
 from c2ser_jax.fold_run import FoldRun, alone, together
-from c2ser_jax.initial_parts import C2SER
+from c2ser_jax.initial_parts import acoustic_encoder
 from c2ser_jax.models.frontend_init import initial_front_end
 from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.distributed import data_share, from_main_process
@@ -33,8 +33,6 @@ from c2ser_jax.training.checkpoint import (
     has_checkpoint,
     leaves_of,
     nest,
-    read_description,
-    read_params,
     write_model,
 )
 
@@ -92,8 +90,7 @@ def _first_encoder(context: FoldRun) -> Params | None:
     if first == "probe":
         return None
     if run.initial:
-        is_whole = read_description(run.initial).kind == C2SER
-        return read_params(run.initial)["acoustic" if is_whole else "encoder"]
+        return acoustic_encoder(run.initial)
     stem = alone(context.stop, lambda: _fitted_stem(context, first))
     stem = nest(from_main_process(flatten(stem or {})))
     return {"local_encoder": stem} if stem else None

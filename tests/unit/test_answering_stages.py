@@ -14,7 +14,7 @@ from c2ser_jax.data.sources import MemorySource
 from c2ser_jax.data.splits import Fold
 from c2ser_jax.errors import UserError
 from c2ser_jax.fold_run import FoldRun
-from c2ser_jax.initial_parts import initial_parts, tokenizer_directory
+from c2ser_jax.initial_parts import acoustic_encoder, initial_parts, tokenizer_directory
 from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.mesh import make_local_mesh
 from c2ser_jax.training.checkpoint import ModelDescription, leaves_of, write_model
@@ -49,6 +49,7 @@ def test_parts_come_from_directories_of_their_kinds(tmp_path):
     run = dataclasses.replace(RUN, initial=whole, initial_encoder=encoder)
     assert initial_parts(run).keys() == {"acoustic", "llm", "encoder"}
     assert tokenizer_directory(run) == tmp_path / "c2ser" / "tokenizer"
+    assert acoustic_encoder(whole).keys() == {"x"}
     assert tokenizer_directory(RUN) is None
 
 
@@ -57,6 +58,8 @@ def test_a_directory_of_another_kind_or_model_is_refused(tmp_path):
     llm = write(tmp_path / "qwen", "qwen2", model["llm"], one)
     with pytest.raises(UserError, match="holds a model of kind qwen2, wanted is whisper_encoder"):
         initial_parts(dataclasses.replace(RUN, initial_encoder=llm))
+    with pytest.raises(UserError, match="kind qwen2, wanted is an emotion2vec or a c2ser"):
+        acoustic_encoder(llm)
     other = {**model["llm"], "rope_theta": 5.0, "dtype": "bfloat16"}
     llm = write(tmp_path / "other", "qwen2", other, one)
     with pytest.raises(UserError, match="rope_theta 5.0, this run has 1000000.0"):
