@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m c2ser_jax.evaluate",
         usage="%(prog)s --checkpoint DIR --manifest FILE --output DIR [options]\n"
-        "       %(prog)s --config FILE [--workdir DIR] [--output DIR] [--a.b VALUE …] [options]",
+        "       %(prog)s --config FILE [--workdir DIR] [--output DIR] [--a.b VALUE …] [options]\n"
+        "       %(prog)s --config FILE --checkpoint DIR --output DIR [--a.b VALUE …] [options]",
         description="Writes metrics.json, predictions.jsonl, confusion.png and report.md. With a "
-        "config: scores the classifiers of that run, each fold's on the fold's test data.",
+        "config of a run: scores the classifiers of that run, each fold's on the fold's test data. "
+        "With a config of an evaluation, such as configs/eval/emo_emilia.py: asks the model in "
+        "every way, goes on where it was stopped, and writes report.html instead of report.md.",
         epilog="Exit code 0: all scored; 1: some files were bad, see metrics.json; 2: wrong usage, "
         "or test data that the model was trained on.",
         allow_abbrev=False,
@@ -40,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--checkpoint", metavar="DIR", help="model directory with an emotion head")
     add("--manifest", nargs="+", metavar="FILE", help="labelled utterances")
     add("--root", metavar="DIR", help="where the manifest's relative paths start")
-    add("--config", metavar="FILE", help="config file of a finished run")
+    add("--config", metavar="FILE", help="config file of a finished run, or of an evaluation")
     add("--workdir", metavar="DIR", help="that run's folder (default runs/NAME)")
     add("--output", metavar="DIR", help="where to write (config: WORKDIR/evaluation)")
     add(
@@ -50,6 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--allow-leakage", action="store_true", help="score even data that was trained on")
     add("--batch-seconds", type=float, metavar="S", help="audio per batch (CPU 32, GPU 240)")
     add("--dtype", choices=("float32", "bfloat16"), help="what to compute in")
+    add("--calibrate", metavar="FILE", help="evaluation: list of development data that a "
+        "temperature is fitted on")  # fmt: skip
+    add("--write-temperature", action="store_true",
+        help="evaluation: put the fitted temperature into the model directory")  # fmt: skip
     return parser
 
 
@@ -59,6 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments, overrides = parser.parse_known_args(argv)
     if overrides and not arguments.config:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if arguments.config and arguments.checkpoint and not arguments.manifest:
+        return evaluate_answers(arguments, overrides)
+    if arguments.calibrate or arguments.write_temperature:
+        raise UserError("--calibrate and --write-temperature need --config of an evaluation")
     if bool(arguments.config) == bool(arguments.checkpoint or arguments.manifest):
         raise UserError("give either --config, or --checkpoint with --manifest and --output")
     if arguments.config:
@@ -80,6 +92,44 @@ def main(argv: list[str] | None = None) -> int:
     table = scores.write(output, title)
     print(table, *(f"- {note}" for note in scores.notes()), f"written: {output}", sep="\n")
     return 1 if scores.bad else 0
+
+
+def evaluate_answers(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Asks a model as the config of an evaluation says; returns the exit code.
+
+    Raises:
+      UserError: it is no such config, or what it names cannot be used.
+    """
+    from c2ser_jax.config import import_config
+    from c2ser_jax.data.files import check_writable
+    from c2ser_jax.evaluate_config import EvaluateConfig
+    from c2ser_jax.overrides import apply_overrides
+
+    config = import_config(arguments.config)
+    if not isinstance(config, EvaluateConfig):
+        raise UserError(
+            "give either --config, or --checkpoint with --manifest and --output: both belong "
+            f"together only with the config of an evaluation, and {arguments.config} is none"
+        )
+    config = apply_overrides(config, overrides)
+    if not arguments.output:
+        raise UserError("--output is missing; give a folder for what is written")
+    if arguments.write_temperature and not arguments.calibrate:
+        raise UserError("--write-temperature needs --calibrate LIST, which it is fitted on")
+    check_writable(arguments.output)
+    from c2ser_jax.answering.evaluation import Evaluation
+
+    with Evaluation(
+        config, Path(arguments.checkpoint), Path(arguments.output),
+        development=arguments.calibrate, dtype=arguments.dtype,
+        batch_seconds=arguments.batch_seconds,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    ) as evaluation:  # fmt: skip
+        summary = evaluation.run(write_temperature=arguments.write_temperature)
+        report = evaluation.write(summary)
+    notes = [f"- {note}" for note in evaluation.notes(summary)]
+    print(evaluation.table(summary), *notes, f"written: {report}", sep="\n")
+    return 1 if summary["bad"] else 0
 
 
 def manifest_job(arguments: argparse.Namespace) -> tuple[list[Job], Path, str]:
@@ -140,8 +190,8 @@ def score_job(job: Job, arguments: argparse.Namespace, scores: "Scores | None") 
       UserError: the model has no head, a label fits no class, or the data was trained on.
     """
     from c2ser_jax.evaluation.runner import Scores, check_leakage, match_labels
-    from c2ser_jax.extraction.clips import clips_of
-    from c2ser_jax.inference import Prediction, load
+    from c2ser_jax.extraction.clips import Failure, clips_of
+    from c2ser_jax.inference import load
     from c2ser_jax.training.checkpoint import read_trained_on
 
     model = load(job.model, dtype=arguments.dtype, batch_seconds=arguments.batch_seconds)
@@ -167,7 +217,7 @@ def score_job(job: Job, arguments: argparse.Namespace, scores: "Scores | None") 
     utterances = [job.source.utterances[place] for place in places]
     for index, result in model.stream(clips_of(job.source, utterances)):
         utterance = utterances[index]
-        if isinstance(result, Prediction):
+        if not isinstance(result, Failure):
             target = labelled.targets[places[index]]
             more = {"fold": job.fold} if job.fold else {}
             scores.add(utterance, target, result.label, result.probabilities, **more)

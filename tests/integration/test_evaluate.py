@@ -109,7 +109,7 @@ def test_labels_the_model_does_not_know_are_refused_or_left_out(manifest, tmp_pa
 def test_wrong_usage_is_one_sentence(model, manifest, tmp_path):
     for arguments, match in (
         ([], "either --config, or --checkpoint"),
-        (["--config", "x.py", "--checkpoint", str(model)], "either --config"),
+        (["--config", "configs/quickstart", "--checkpoint", str(model)], "either --config"),
         (["--checkpoint", str(model), "--manifest", str(manifest)], "--output is missing"),
         (["--config", str(tmp_path / "x.py")], "x.py"),
     ):

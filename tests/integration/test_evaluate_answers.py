@@ -1,0 +1,261 @@
+"""The evaluation of answers on a corpus in Emo-Emilia's layout: every way to ask, and going on."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from c2ser_jax.answering.answer_log import AnswerLog
+from c2ser_jax.data.labels import EMO_EMILIA
+from c2ser_jax.data.spoken_scenes import SpokenScenesConfig, write_scenes
+from c2ser_jax.errors import UserError
+from c2ser_jax.evaluate import main
+from c2ser_jax.inference import load
+from tests.tiny_c2ser import write_tiny_c2ser
+from tests.tiny_models import write_tiny
+
+CONDITIONS = [
+    "labels", "implicit", "explicit", "implicit, constrained", "explicit, constrained",
+    "labels, wording 2", "labels, wording 3", "implicit, seed 0", "implicit, seed 1",
+    "labels, alone",
+]  # fmt: skip
+QUICK = [
+    "--decoding", "greedy", "--max_new_tokens", "12", "--resamples", "50",
+    "--stability.items", "14", "--stability.seeds", "2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_c2ser(tmp_path_factory.mktemp("m") / "model")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """28 clips: seven emotions, both languages; the wav of one is broken."""
+    folder = tmp_path_factory.mktemp("corpus")
+    cfg = SpokenScenesConfig(
+        speakers=4, emotions=tuple(EMO_EMILIA), languages=("en", "zh"), utterances=1
+    )
+    write_scenes(folder, cfg)
+    rows = [json.loads(line) for line in (folder / "scenes.jsonl").read_text().splitlines()]
+    (folder / rows[5]["wav"]).write_bytes(b"no audio")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def development(tmp_path_factory):
+    """Other clips, an utterance of each emotion and speaker, as a list with ids of its own."""
+    folder = tmp_path_factory.mktemp("development")
+    cfg = SpokenScenesConfig(
+        speakers=4, emotions=tuple(EMO_EMILIA), languages=("en", "zh"), utterances=1, seed=9
+    )
+    write_scenes(folder, cfg)
+    path = folder / "scenes.jsonl"
+    path.write_text(path.read_text().replace('"index": "', '"index": "dev-'))
+    return path
+
+
+def run(model, corpus, output, *more):
+    return main(
+        [
+            "--config", "configs/eval/emo_emilia.py", "--checkpoint", str(model),
+            "--output", str(output), "--data.manifest", str(corpus / "scenes.jsonl"),
+            "--data.root", str(corpus / "wav"), *QUICK, *more,
+        ]
+    )  # fmt: skip
+
+
+def read(output):
+    rows = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    return json.loads((output / "metrics.json").read_text()), rows
+
+
+@pytest.fixture(scope="module")
+def finished(model, corpus, development, tmp_path_factory):
+    """An evaluation that was stopped in the middle and went on; its own copy of the model."""
+    output = tmp_path_factory.mktemp("out") / "evaluation"
+    copy = tmp_path_factory.mktemp("copy") / "model"
+    shutil.copytree(model, copy)
+    options = ("--calibrate", str(development), "--write-temperature")
+    add, added = AnswerLog.add, []
+
+    def stop_after_50(self, condition, row):
+        added.append((condition, row["id"]))
+        if len(added) == 50:
+            raise KeyboardInterrupt
+        add(self, condition, row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AnswerLog, "add", stop_after_50)
+        with pytest.raises(KeyboardInterrupt):
+            run(copy, corpus, output, *options)
+    with open(output / "predictions.jsonl", "a") as file:
+        file.write('{"condition": "labels", "id": "cut o')
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AnswerLog, "add", lambda s, c, r: (asked.append((c, r["id"])), add(s, c, r)))
+        assert run(copy, corpus, output, *options) == 1
+    kept = {pair for pair in added[:49] if pair not in asked}
+    return output, copy, kept
+
+
+def test_every_way_to_ask_is_answered_once_after_a_stop(finished, corpus):
+    output, _, kept = finished
+    assert len(kept) == 49 or len(kept) == 48  # the broken file was tried again
+    metrics, rows = read(output)
+    assert list(dict.fromkeys(row["condition"] for row in rows)) == ["development", *CONDITIONS]
+    assert len({(row["condition"], row["id"]) for row in rows}) == len(rows)
+    listed = [json.loads(line) for line in (corpus / "scenes.jsonl").read_text().splitlines()]
+    broken = listed[5]["index"]
+    for name in ("labels", "implicit", "explicit"):
+        answered = [row for row in rows if row["condition"] == name and "error" not in row]
+        assert {row["id"] for row in answered} == {row["index"] for row in listed} - {broken}
+    assert [bad["id"] for bad in metrics["bad"]] == [broken]
+    assert metrics["num"] == 27 and set(metrics["seconds_per_clip"]) >= set(CONDITIONS)
+
+
+def test_scores_follow_from_the_predictions(finished):
+    metrics, rows = read(finished[0])
+    temperature = metrics["calibration"]["temperature"]
+    for name, one in metrics["conditions"].items():
+        answered = [r for r in rows if r["condition"] == name and "error" not in r]
+        assert one["wa"] == pytest.approx(np.mean([r["label"] == r["predicted"] for r in answered]))
+        recalls = [
+            np.mean([r["predicted"] == label for r in answered if r["label"] == label])
+            for label in EMO_EMILIA
+            if any(r["label"] == label for r in answered)
+        ]
+        assert one["ua"] == pytest.approx(np.mean(recalls))
+        for metric in ("wa", "ua", "wf1", "macro_f1"):
+            interval = one["intervals_95"][metric]
+            assert interval["low"] <= one[metric] + 1e-9 and one[metric] <= interval["high"] + 1e-9
+        english = [r for r in answered if r["id"].startswith("EN")]
+        wa = np.mean([r["label"] == r["predicted"] for r in english])
+        assert one["by_language"]["en"]["wa"] == pytest.approx(wa)
+        assert set(one["by_language"]) == {"en", "zh"} and "constant_floor" in one
+        assert "intervals_95" in one["per_class"]["angry"]
+        for row in answered:
+            logs = np.array([row["scores"][label] for label in EMO_EMILIA]) / temperature
+            expected = np.exp(logs - logs.max()) / np.exp(logs - logs.max()).sum()
+            found = [row["probabilities"][label] for label in EMO_EMILIA]
+            np.testing.assert_allclose(found, expected, atol=1e-9)
+            named = row.get("named")
+            if row["predicted"] is not None and named is not None:
+                assert named == row["predicted"]
+        if "answers" in one:
+            valid = np.mean([row["predicted"] is not None for row in answered])
+            assert one["answers"]["valid_rate"]["value"] == pytest.approx(valid)
+    for mode in ("implicit", "explicit"):  # constrained answers are always in the set
+        kept = metrics["conditions"][f"{mode}, constrained"]["answers"]
+        assert kept["hallucination_rate"]["value"] == 0 and kept["valid_rate"]["value"] == 1
+        assert metrics["conditions"][mode]["answers"]["valid_rate"]["value"] < 1
+
+
+def test_stability_compares_the_same_utterances(finished):
+    metrics, rows = read(finished[0])
+    stability = metrics["stability"]
+    assert stability["batch_sizes"]["agreement"]["value"] == 1.0
+    assert stability["wordings"]["conditions"] == [
+        "labels", "labels, wording 2", "labels, wording 3"
+    ]  # fmt: skip
+    assert stability["explicit_against_implicit"]["num"] == 27
+    first, second = (
+        {r["id"]: r["predicted"] for r in rows if r["condition"] == name and "error" not in r}
+        for name in ("implicit, seed 0", "implicit, seed 1")
+    )
+    same = np.mean([first[one] == second[one] for one in first])
+    assert stability["seeds"]["agreement"]["value"] == pytest.approx(same)
+    assert set(first) == set(second) and 13 <= len(first) <= 14
+
+
+def test_a_temperature_is_fitted_on_development_data_and_written(finished, development, corpus):
+    output, model, _ = finished
+    metrics, rows = read(output)
+    fitted = metrics["calibration"]
+    assert fitted["argmax_unchanged"] and fitted["num"] == 28
+    assert fitted["nll_after"] < fitted["nll_before"]
+    assert fitted["temperature_before"] == 1.0 and fitted["temperature"] != 1.0
+    assert fitted["test_ece_after"] == pytest.approx(
+        metrics["conditions"]["labels"]["calibration"]["error"]
+    )
+    assert load(model).temperature == pytest.approx(fitted["temperature"])
+    row = next(r for r in rows if r["condition"] == "labels, alone" and "error" not in r)
+    answer = load(model)(row["path"], language=row["language"])
+    assert answer.probabilities == pytest.approx(row["probabilities"], abs=1e-5)
+
+
+def test_the_report_is_one_file_with_playable_errors(finished):
+    page = (finished[0] / "report.html").read_text()
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page) and "<script" not in page
+    assert page.count("data:audio/mpeg;base64,") == 12
+    for word in ("Confusion", "Reliability", "<svg", "Worst errors", "seconds per clip", "kappa"):
+        assert word in page
+    assert len(page) < 8e6 + 2e5
+
+
+def test_a_finished_evaluation_asks_nothing_again_and_another_one_is_refused(
+    finished, corpus, development, monkeypatch, capsys
+):
+    output, model, _ = finished
+    before = read(output)
+    asked = []
+    add = AnswerLog.add
+    monkeypatch.setattr(AnswerLog, "add", lambda s, c, r: (asked.append(r), add(s, c, r)))
+    options = ("--calibrate", str(development))
+    assert run(model, corpus, output, *options) == 1
+    assert all("error" in row for row in asked)  # the broken file is tried again
+    after = read(output)
+    assert after[0]["conditions"]["labels"]["wa"] == before[0]["conditions"]["labels"]["wa"]
+    assert after[0]["calibration"]["temperature"] == pytest.approx(
+        before[0]["calibration"]["temperature"], rel=1e-6
+    )
+    assert "temperature" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds an evaluation with another config"):
+        run(model, corpus, output, *options, "--seed", "3")
+
+
+def test_an_encoder_is_scored_by_the_same_command(corpus, tmp_path):
+    heads = ["sad", "angry", "happy", "fearful", "other", "neutral", "surprised", "disgusted"]
+    model = write_tiny(tmp_path / "encoder", labels=heads)
+    assert run(model, corpus, tmp_path / "o", "--audio_megabytes", "0") == 1
+    metrics, rows = read(tmp_path / "o")
+    assert list(metrics["conditions"]) == ["labels"] and set(metrics["stability"]) == {
+        "batch_sizes"
+    }
+    assert {row["condition"] for row in rows} == {"labels", "labels, alone"}
+    row = next(row for row in rows if "error" not in row)
+    assert list(row["probabilities"]) == EMO_EMILIA
+    assert sum(row["probabilities"].values()) == pytest.approx(1)
+    assert "data:audio" not in (tmp_path / "o" / "report.html").read_text()
+
+
+def test_wrong_usage_is_one_sentence(model, corpus, development, tmp_path):
+    command = ["--config", "configs/eval/emo_emilia.py", "--checkpoint", str(model)]
+    output = ["--output", str(tmp_path / "o")]
+    listed = ["--data.manifest", str(corpus / "scenes.jsonl"), "--data.root", str(corpus)]
+    for arguments, sentence in (
+        (command, "--output is missing"),
+        ([*command, *output], "give --data.manifest"),
+        ([*command, *output, "--data.manfest", "x"], "nearest is --data.manifest"),
+        ([*command, *output, *listed, "--write-temperature"], "needs --calibrate"),
+        ([*command, *output, *listed, "--modes", "aloud"], "modes"),
+        (
+            [*command, *output, *listed, "--calibrate", str(corpus / "scenes.jsonl")],
+            "both scored and calibrated on",
+        ),
+        (
+            [*command, *output, *listed, "--labels", "happy", "calm"],
+            "is not one of the classes.*--data.skip_unknown_labels",
+        ),
+        ([*command, *output, *listed, "--labels", "happy", "hapyp"], "'hapyp' is not one of"),
+        (["--checkpoint", str(model), "--calibrate", "x"], "need --config of an evaluation"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            main(arguments)
+    first = json.loads((corpus / "scenes.jsonl").read_text().splitlines()[0])["index"]
+    trained = write_tiny_c2ser(tmp_path / "t", trained_on=[{"id": first}])
+    with pytest.raises(UserError, match="among the model's training data.*allow_leakage True"):
+        run(trained, corpus, tmp_path / "p")
