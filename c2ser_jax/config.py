@@ -79,7 +79,7 @@ class CorpusConfig:
     cot_texts: str = ""
     """jsonl with the answers of chain of thought, as `python -m c2ser_jax.data.cot_text` writes it;
     empty: they are made from audio, transcript and label, with style words cut at bounds of the
-    fold's training part."""
+    fold's training part (by one process: write those of a large corpus before)."""
     allow_leakage: bool = False
     """Score test data even when the `initial` model was trained on some of them."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
