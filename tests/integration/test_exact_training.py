@@ -1,74 +1,30 @@
 """Training is exact: killed, preempted, resumed, in one process or two, it takes the same way."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from c2ser_jax.training.log import read_metrics
+from tests.integration import exact_runs
+from tests.integration.exact_runs import (
+    ROOT,
+    arrays,
+    finish,
+    saved_steps,
+    training_rows,
+    wait_for_rows,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-TIMING = ("seconds", "compile_seconds", "steps_per_second", "audio_seconds_per_second")
 STEPS = 24
 
 
-def start(workdir: Path, *arguments: object, processes: int = 1) -> subprocess.Popen:
-    """Starts the tiny pretraining; few compiler passes, because these tests mostly compile."""
-    environment = {
-        **os.environ,
-        "C2SER_COMPILATION_CACHE": str(workdir.parent / "cache"),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONWARNINGS": "error",
-    }
-    command = [sys.executable, "-m", "tests.integration.tiny_pretraining", "--workdir", workdir]
-    if processes > 1:
-        launcher = [sys.executable, "launch/local_multiprocess.py", "--processes", processes, "--"]
-        command = [*launcher, *command]
-    with open(workdir.with_suffix(".log"), "a") as log:
-        return subprocess.Popen(
-            [str(part) for part in (*command, *arguments)],
-            cwd=ROOT,
-            env=environment,
-            stderr=log,
-        )
-
-
-def finish(process: subprocess.Popen, workdir: Path, code: int) -> None:
-    try:
-        assert process.wait(timeout=300) == code, workdir.with_suffix(".log").read_text()[-3000:]
-    finally:
-        process.kill()
-
-
-def wait_for_rows(process: subprocess.Popen, workdir: Path, count: int) -> None:
-    deadline = time.monotonic() + 300
-    while len(read_metrics(workdir / "metrics.jsonl")) < count:
-        late = time.monotonic() > deadline or process.poll() is not None
-        assert not late, workdir.with_suffix(".log").read_text()[-3000:]
-        time.sleep(0.002)
-
-
-def training_rows(workdir: Path) -> list[dict]:
-    """The logged numbers without those that tell the time."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if k not in TIMING} for row in rows if row["kind"] == "train"
-    ]
-
-
-def arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as stored:
-        return dict(stored)
-
-
-def saved_steps(workdir: Path) -> list[int]:
-    return [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+def start(workdir, *arguments, processes=1):
+    """Starts the tiny pretraining."""
+    module = "tests.integration.tiny_pretraining"
+    return exact_runs.start(workdir, module, *arguments, processes=processes)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,21 @@
-"""A run of both chain-of-thought stages, as small as it can be, on synthetic speech."""
+"""A run of both chain-of-thought stages, as small as it can be, on embedded speech."""
 
 import dataclasses
 
 from c2ser_jax.config import C2serModelConfig, CorpusConfig, CotStage, RunConfig
 from c2ser_jax.data.cot_data import AnswerConfig
 from c2ser_jax.data.pipeline import DataConfig
-from c2ser_jax.data.synthetic import SyntheticConfig
+from c2ser_jax.data.spoken_scenes import SpokenScenesConfig
 from c2ser_jax.tasks.cot import CotConfig
 from c2ser_jax.training.loop import LoopConfig
 from c2ser_jax.training.optimizer import OptimizerConfig
 from tests.tiny_answers import MODEL
 
 STAGE = CotStage(
-    task=CotConfig(trainable="link_and_encoder_and_lora"),
-    batches=DataConfig(batch_seconds=8.0, buckets=1, max_seconds=2.0),
+    task=CotConfig(trainable="link_and_lora"),
+    batches=DataConfig(
+        batch_seconds=8.0, buckets=1, max_seconds=2.0, max_rows=4, row_multiple=4, threads=1
+    ),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
     loop=LoopConfig(steps=2, log_every=1),
 )
@@ -25,7 +27,10 @@ def get_config() -> RunConfig:
         name="tiny-answers",
         encoder=MODEL.acoustic,
         data=CorpusConfig(
-            synthetic=SyntheticConfig(speakers=4, utterances=2, min_words=1, max_words=1)
+            corpus="spoken_scenes",
+            spoken_scenes=SpokenScenesConfig(
+                speakers=4, utterances=2, languages=("en", "zh"), min_words=1, max_words=2
+            ),
         ),
         c2ser=C2serModelConfig(
             encoder=dataclasses.replace(MODEL.encoder, positions=100),
@@ -34,5 +39,6 @@ def get_config() -> RunConfig:
             acoustic_token_count=MODEL.acoustic_token_count,
         ),
         explicit=STAGE,
+        score_answers=False,
         implicit=dataclasses.replace(STAGE, answers=AnswerConfig(explicit_share_end=0.0)),
     )

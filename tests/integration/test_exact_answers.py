@@ -1,0 +1,68 @@
+"""Both stages of chain of thought are exact: killed and resumed, or run by two processes."""
+
+import signal
+
+import numpy as np
+import pytest
+
+from tests.integration.exact_runs import (
+    ROOT,
+    finish,
+    saved_steps,
+    start,
+    training_rows,
+    wait_for_rows,
+)
+
+STEPS = 24
+SETTINGS = (
+    "--config", ROOT / "tests" / "integration" / "tiny_answering.py", "--no-progress",
+    "--implicit.loop.steps", STEPS, "--implicit.loop.save_every", 4,
+)  # fmt: skip
+WORKERS = [f"--{stage}.batches.workers" for stage in ("explicit", "implicit")]
+STAGES = ("explicit", "implicit")
+
+
+def train(workdir, *settings, processes=1):
+    """Starts both stages of the tiny config."""
+    return start(workdir, "c2ser_jax.train", *SETTINGS, *settings, processes=processes)
+
+
+def parameters(workdir, stage) -> bytes:
+    return (workdir / stage / "model" / "params.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of both stages that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("exact") / "whole"
+    finish(train(workdir), workdir, 0)
+    return workdir
+
+
+def test_a_run_killed_in_its_second_stage_ends_bit_for_bit_the_same(whole):
+    broken = whole.with_name("broken")
+    process = train(broken)
+    wait_for_rows(process, broken, int(np.random.default_rng().integers(6, 18)), "implicit")
+    process.kill()
+    finish(process, broken, -signal.SIGKILL)
+    assert 0 < max(saved_steps(broken / "implicit")) < STEPS
+    finish(train(broken, WORKERS[0], 2, WORKERS[1], 2), broken, 0)
+    for stage in STAGES:
+        assert parameters(broken, stage) == parameters(whole, stage), stage
+        assert training_rows(broken / stage) == training_rows(whole / stage), stage
+    assert [row["step"] for row in training_rows(broken / "implicit")] == [*range(1, STEPS + 1)]
+    assert "resumes from step" in broken.with_suffix(".log").read_text()
+
+
+def test_two_processes_give_the_same_loss_and_gradients_in_both_stages(whole):
+    pair = whole.with_name("pair")
+    finish(train(pair, processes=2), pair, 0)
+    for stage in STAGES:
+        first, wanted = training_rows(pair / stage)[0], training_rows(whole / stage)[0]
+        for name in ("loss", "answer", "gradient_norm"):
+            assert first[name] == pytest.approx(wanted[name], rel=1e-5), (stage, name)
+    last, wanted = (training_rows(run / "implicit")[-1] for run in (pair, whole))
+    assert last["answer"] == pytest.approx(wanted["answer"], rel=1e-3)
+    texts = [(run / "answers" / "cot_texts.jsonl").read_bytes() for run in (pair, whole)]
+    assert texts[0] == texts[1]
