@@ -16,13 +16,16 @@ STAGE = CotStage(
     batches=DataConfig(
         batch_seconds=8.0, buckets=1, max_seconds=2.0, max_rows=4, row_multiple=4, threads=1
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, schedule="constant"),
     loop=LoopConfig(steps=2, log_every=1),
 )
 
 
 def get_config() -> RunConfig:
-    """Two steps of each stage on four speakers, from nothing."""
+    """Two steps of each stage on four speakers, from nothing.
+
+    The vocabulary gives both stages' prompts and answers one shape, and so one program.
+    """
     return RunConfig(
         name="tiny-answers",
         encoder=MODEL.acoustic,
@@ -35,7 +38,7 @@ def get_config() -> RunConfig:
         c2ser=C2serModelConfig(
             encoder=dataclasses.replace(MODEL.encoder, positions=100),
             connector=dataclasses.replace(MODEL.connector, positions=90),
-            llm=dataclasses.replace(MODEL.llm, vocabulary=288, max_positions=500),
+            llm=dataclasses.replace(MODEL.llm, vocabulary=416, max_positions=500),
             acoustic_token_count=MODEL.acoustic_token_count,
         ),
         explicit=STAGE,

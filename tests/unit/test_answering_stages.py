@@ -99,7 +99,7 @@ def test_texts_and_tokenizer_are_made_once_and_bounds_from_training_rows(tmp_pat
         assert _answers(louder).bounds == answers.bounds
         tokens = answers.tokenizer.encode(answers.texts["u3"].explicit)
         assert answers.tokenizer.decode(tokens) == answers.texts["u3"].explicit
-        assert answers.tokenizer.vocabulary <= 288
+        assert answers.tokenizer.vocabulary <= RUN.c2ser.llm.vocabulary
 
         file = tmp_path / "run" / "answers" / "cot_texts.jsonl"
         corrected = file.read_text("utf-8").replace("oh no", "oh yes")
