@@ -5,17 +5,29 @@ from pathlib import Path
 import pytest
 
 from c2ser_jax import train
-from c2ser_jax.config import CorpusConfig, RunConfig, load_run
+from c2ser_jax.config import CorpusConfig, RunConfig, import_config, load_run
 from c2ser_jax.errors import UserError
+from c2ser_jax.evaluate_config import EvaluateConfig
 from c2ser_jax.training.resume import differences
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda path: path.stem)
+EVALUATIONS = sorted((CONFIGS / "eval").glob("*.py"))
+RUNS = sorted({*CONFIGS.rglob("*.py")} - {*EVALUATIONS})
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_config_file_gives_a_run(path):
     run = load_run(path)
     assert run.configured_stages() and run == load_run(path.with_suffix(""))
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_every_config_file_of_an_evaluation_gives_one(path):
+    assert isinstance(import_config(path), EvaluateConfig)
+    with pytest.raises(UserError, match="EvaluateConfig, not a RunConfig"):
+        load_run(path)
 
 
 def test_overrides_reach_every_part():

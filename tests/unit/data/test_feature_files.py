@@ -1,4 +1,6 @@
+import contextlib
 import json
+import os
 import resource
 
 import numpy as np
@@ -47,12 +49,13 @@ def test_a_folder_of_more_files_than_a_process_may_open_is_read(tmp_path):
         np.save(tmp_path / f"{row['id']}.npy", np.full((2, 3), i, np.float32))
     (tmp_path / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with open(tmp_path / "index.jsonl") as lowest:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno() + 20, hard))
-        try:
-            table = read_feature_folder(tmp_path)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with contextlib.ExitStack() as opened:  # the twenty numbers that are free now
+        free = [opened.enter_context(open(os.devnull)).fileno() for _ in range(20)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
+    try:
+        table = read_feature_folder(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     np.testing.assert_array_equal(table.frames[::2, 0], np.arange(80))
 
 
