@@ -18,6 +18,7 @@ def seen(tmp_path_factory):
         **os.environ,
         "C2SER_COMPILATION_CACHE": "off",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "NPROC": "64",  # threads for collectives that wait for one another, whatever the machine
         "PYTHONWARNINGS": "error",
     }
     directory = tmp_path_factory.mktemp("eight")
