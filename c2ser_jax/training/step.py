@@ -51,7 +51,11 @@ def make_train_step(
             params = merge_params(cast(Any, trainable), state.frozen)
             averages = update_average(averages, params, ema_decay(state.step + 1))
         new = state.replace(step=state.step + 1, trainable=trainable, opt=opt, ema=averages)
-        new = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, state)
+        # Without what is frozen: XLA:CPU would copy all of it that is bfloat16 in every step.
+        moving = jax.tree.map(
+            lambda a, b: jnp.where(healthy, a, b), new.replace(frozen=()), state.replace(frozen=())
+        )
+        new = moving.replace(frozen=state.frozen)
         report = {
             "loss": loss,
             "gradient_norm": norm,

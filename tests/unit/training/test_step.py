@@ -149,6 +149,16 @@ def test_frozen_parts_stay_and_have_no_slots():
     assert int(new.step) == 1 and not bool(report["stop"])
 
 
+def test_frozen_parts_pass_a_step_through_without_an_operation():
+    task = Regression()
+    optimizer, state = start(task, trainable="proj")
+    step = make_train_step(task, optimizer, learning_rate=lambda step: 0.1)
+    key, flags = jax.random.key(0), (jnp.bool_(True), jnp.zeros(1, bool))
+    new, _, _ = step(state, flags[0], example(), flags[1], key)
+    assert new.frozen["encoder"]["kernel"] is state.frozen["encoder"]["kernel"]
+    assert new.trainable["proj"] is not state.trainable["proj"]
+
+
 def test_a_step_equals_one_optax_update():
     task = Regression()
     optimizer, state = start(task)
