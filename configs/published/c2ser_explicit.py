@@ -61,7 +61,7 @@ def stage(answers: AnswerConfig) -> CotStage:
         ),
         loop=LoopConfig(
             steps=40_000, microbatches=MICROBATCHES, log_every=100, save_every=2000,
-            frozen_dtype="bfloat16", frozen_dtype_paths="llm/",
+            frozen_dtype="bfloat16",
         ),
     )  # fmt: skip
 

@@ -28,6 +28,7 @@ ROWS, SECONDS, PROMPT, ANSWER = 12, 10, 24, 64
 LORA, TRAINED = 15_138_816, 402_163_201
 UNUSED = 2_048 + 14_687_745 + 4097 * 3584  # ln_speech, speaker_head, speech rows: counted only
 TOTAL = 8_017_779_713
+TABLES = 1_536_000 + 5_120_000  # positions of encoder and connector
 ACOUSTIC = 93_171_212  # Emotion2Vec-S, which upstream runs in another environment
 
 
@@ -78,10 +79,14 @@ def test_the_parts_add_up_to_the_published_total():
     assert count(flatten(state.trainable).values()) + UNUSED == TRAINED
 
 
-def test_the_language_model_is_frozen_in_half_precision_and_only_the_trained_have_slots():
+def test_all_that_is_frozen_lies_in_half_precision_and_only_the_trained_have_slots():
     _, _, state = built()
-    base = {p: leaf for p, leaf in flatten(state.frozen).items() if p.startswith("llm/")}
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in base.values())
+    frozen = flatten(state.frozen)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in frozen.values())
+    base = {p: leaf for p, leaf in frozen.items() if p.startswith("llm/")}
+    rest = {p.split("/")[0]: p for p in frozen if p not in base}
+    assert rest.keys() == {"acoustic", "encoder", "connector"}  # of the last two, the tables
+    assert count(frozen.values()) - count(base.values()) == ACOUSTIC + TABLES
     assert 2 * count(base.values()) == 2 * 7_615_616_512  # 15.23 GB
     trained = flatten(state.trainable)
     assert all(leaf.dtype == jnp.float32 for leaf in trained.values())

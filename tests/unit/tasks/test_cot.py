@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -124,19 +125,36 @@ def evaluate(tree, cfg):
     return float(found[0]["answer"][0])
 
 
-def test_what_is_frozen_has_its_own_dtype_and_no_slots():
+@pytest.mark.parametrize("paths", ["llm/", rf"(?!{TEACHER}/)", None])
+def test_what_is_frozen_has_its_own_dtype_and_no_slots(paths):
     task, batch = ChainOfThought(TASK, MODEL), whole_batch()
     structs = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in batch.items()}
     state = state_shapes(
         task, optimizers.build(optimizers.OptimizerConfig(), 4), structs, mesh=make_local_mesh(),
-        trainable=task.trainable, frozen_dtype="bfloat16", frozen_dtype_paths="llm/",
+        trainable=task.trainable, frozen_dtype="bfloat16", frozen_dtype_paths=paths,
     )  # fmt: skip
     trained, frozen = flatten(state.trainable), flatten(state.frozen)
     assert flatten(state.frozen[TEACHER]).keys() == trained.keys()
     assert all(leaf.dtype == jnp.float32 for leaf in trained.values())
     for path, leaf in frozen.items():
-        assert leaf.dtype == (jnp.bfloat16 if path.startswith("llm/") else jnp.float32), path
+        is_half = paths is None or re.match(paths, path)
+        assert leaf.dtype == (jnp.bfloat16 if is_half else jnp.float32), path
     assert len([leaf for leaf in jax.tree.leaves(state.opt) if leaf.ndim]) == 2 * len(trained)
+
+
+def test_frozen_weights_in_half_precision_are_widened_before_anything_is_computed():
+    def stored(dtype, then):
+        cast = {p: np.asarray(jnp.asarray(a, dtype).astype(then)) for p, a in frozen.items()}
+        return evaluate(nest({**flatten(params_without_teacher()), **cast}), cfg)
+
+    cfg = dataclasses.replace(TASK, distillation_weight=0.0)
+    pattern = re.compile(ChainOfThought(TASK, MODEL).trainable)
+    frozen = {p: a for p, a in flatten(params_without_teacher()).items() if not pattern.match(p)}
+    for part in ("acoustic/", "llm/", "encoder/positions", "connector/"):
+        assert any(path.startswith(part) for path in frozen), part
+    half = stored(jnp.bfloat16, jnp.bfloat16)
+    np.testing.assert_allclose(half, stored(jnp.bfloat16, jnp.float32), rtol=1e-6)
+    assert abs(half - stored(jnp.float32, jnp.float32)) > 1e-5 * half
 
 
 @pytest.mark.parametrize(
