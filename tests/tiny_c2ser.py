@@ -15,6 +15,7 @@ from c2ser_jax.data.prompts import prompt
 from c2ser_jax.data.tokenizer import TextTokenizer, train_tokenizer
 from c2ser_jax.models.c2ser import C2ser, C2serConfig
 from c2ser_jax.models.connector import ConnectorConfig
+from c2ser_jax.models.emotion2vec_config import ConvLayer
 from c2ser_jax.models.lora import LoraConfig
 from c2ser_jax.models.qwen2_config import Qwen2Config
 from c2ser_jax.models.whisper import WhisperEncoderConfig
@@ -23,7 +24,9 @@ from tests.tiny_models import TINY as ENCODER
 
 LABELS = EMO_EMILIA
 
-ACOUSTIC = dataclasses.replace(ENCODER, depth=1, heads=2)
+ACOUSTIC = dataclasses.replace(
+    ENCODER, depth=1, heads=2, conv_layers=(ConvLayer(6, 20, 20), ConvLayer(5, 16, 16))
+)
 # Hears 30 s as the real one does; the vocabulary holds `tiny_tokenizer`.
 TINY = C2serConfig(
     acoustic=ACOUSTIC,
