@@ -137,12 +137,14 @@ class Evaluation:
         `write_temperature` puts the fitted temperature into the model directory.
 
         Raises:
-          UserError: nothing could be heard.
+          UserError: nothing could be heard, or there is no temperature to write.
         """
         temperature, fitted = self.answerer.temperature, None
         if self.development is not None:
             fitted = self._calibrate(self.development)
             temperature = fitted["temperature"]
+            if write_temperature and not fitted["fitted"]:
+                raise UserError(f"{_unfitted(fitted)}; give more or harder ones")
         for condition in self.conditions():
             questions = self.questions
             if not condition.whole:
@@ -243,6 +245,8 @@ class Evaluation:
             notes.append(f"{summary['unlabelled']} have no label and are not scored")
         for label, number in summary["unknown_labels"].items():
             notes.append(f"{number} labelled {label!r} are not scored: no label of the set")
+        if (fitted := summary.get("calibration")) and not fitted["fitted"]:
+            notes.append(f"{_unfitted(fitted)}; the temperature before is kept")
         return notes
 
     def table(self, summary: dict[str, Any]) -> str:
@@ -371,6 +375,12 @@ class Evaluation:
             "test_nll_after": errors["temperature"]["negative_log_likelihood"],
             "argmax_unchanged": found[0] == found[1],
         }
+
+
+def _unfitted(fitted: dict[str, Any]) -> str:
+    """That a calibration found no temperature, and why."""
+    wrong = f"{fitted['wrong']} are" if fitted["wrong"] else "none is"
+    return f"no temperature fits {fitted['num']} development answers of which {wrong} wrong"
 
 
 def with_probabilities(row: Row, labels: Sequence[str], temperature: float) -> Row:

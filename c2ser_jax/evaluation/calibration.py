@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 TEMPERATURES = (0.01, 100.0)
-"""The range of the search: beyond it every answer is certain, or all classes are alike."""
+"""The range of the search: at its ends every answer is certain, or all classes are alike."""
 
 
 def scaled_probabilities(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -45,11 +45,12 @@ def negative_log_likelihood(
     return float(-_log_softmax(scores / temperature)[np.arange(len(labels)), labels].mean())
 
 
-def fit_temperature(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> float:
-    """The temperature that minimises the negative log-likelihood, within `TEMPERATURES`.
+def fit_temperature(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> float | None:
+    """The temperature that minimises the negative log-likelihood, strictly within `TEMPERATURES`.
 
-    The likelihood is convex in 1 / T, so its slope is bisected over log T; it ends at a bound when
-    the scores are never wrong (or say nothing). Scores that are all alike give 1.
+    The likelihood is convex in 1 / T, so its slope is bisected over log T. None where no such
+    temperature is the best: the scores are never wrong, or worse than no scores. Scores that are
+    all alike give 1.
 
     Args:
       scores: float[N, C], logits or log-probabilities before any scaling.
@@ -70,10 +71,8 @@ def fit_temperature(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> f
         return float(((probabilities * scores).sum(1) - true).mean())
 
     low, high = np.log(TEMPERATURES)
-    if slope(low) <= 0:
-        return TEMPERATURES[0]
-    if slope(high) >= 0:
-        return TEMPERATURES[1]
+    if slope(low) <= 0 or slope(high) >= 0:
+        return None
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) > 0 else (low, middle)
@@ -85,11 +84,17 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fits the temperature on a development set and says what it changes there.
 
-    Returns {"temperature", "num", "nll_before", "nll_after", "ece_before", "ece_after"}; arguments
-    and errors as `fit_temperature`.
+    Returns {"temperature", "fitted", "wrong", "num", "nll_before", "nll_after", "ece_before",
+    "ece_after"}: whether a temperature fits, which stays 1 otherwise, and how many of the answers
+    are wrong; arguments and errors as `fit_temperature`.
     """
-    temperature = fit_temperature(scores, labels)
-    result: dict[str, Any] = {"temperature": temperature, "num": len(labels)}
+    fitted = fit_temperature(scores, labels)
+    temperature = 1.0 if fitted is None else fitted
+    wrong = int((np.argmax(scores, 1) != np.asarray(labels)).sum())
+    result: dict[str, Any] = {
+        "temperature": temperature, "fitted": fitted is not None, "wrong": wrong,
+        "num": len(labels),
+    }  # fmt: skip
     for name, value in (("before", 1.0), ("after", temperature)):
         probabilities = scaled_probabilities(scores, value)
         result[f"nll_{name}"] = negative_log_likelihood(scores, labels, value)

@@ -7,11 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
+from c2ser_jax.answering import evaluation
 from c2ser_jax.answering.answer_log import AnswerLog
-from c2ser_jax.data.labels import EMO_EMILIA
+from c2ser_jax.data.labels import EMO_EMILIA, class_index
 from c2ser_jax.data.spoken_scenes import SpokenScenesConfig, write_scenes
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluate import main
+from c2ser_jax.extraction.clips import Failure
 from c2ser_jax.inference import load
 from tests.tiny_c2ser import write_tiny_c2ser
 from tests.tiny_models import write_tiny
@@ -66,6 +68,39 @@ def run(model, corpus, output, *more):
             "--data.root", str(corpus / "wav"), *QUICK, *more,
         ]
     )  # fmt: skip
+
+
+class Oracle:
+    """Stands for a model: answers as the list says, but for the ids in `wrong` and `deaf`."""
+
+    modes, wordings, temperature, compile_seconds = ("labels",), 1, 1.0, 0.0
+    labels = EMO_EMILIA
+
+    def __init__(self, wrong=(), deaf=()):
+        self.wrong, self.deaf, self.asked = set(wrong), set(deaf), []
+
+    def ask(self, clips, ask, *, alone=False):
+        for index, clip in enumerate(clips):
+            self.asked.append(clip.id)
+            if clip.id in self.deaf:
+                yield index, Failure(index, "deaf", f"{clip.id} is not heard")
+                continue
+            place = class_index(clip.utterance.label, self.labels) or 0
+            said = self.labels[(place + (clip.id in self.wrong)) % len(self.labels)]
+            scores = {label: -0.01 if label == said else -6.0 for label in self.labels}
+            yield index, {"predicted": said, "scores": scores}
+
+
+@pytest.fixture
+def oracle(monkeypatch):
+    """An `Oracle` in the place of every model."""
+    found = Oracle()
+    monkeypatch.setattr(evaluation, "load_answerer", lambda *_, **__: found)
+    return found
+
+
+def ids(path):
+    return [json.loads(line)["index"] for line in path.read_text().splitlines()]
 
 
 def read(output):
@@ -185,6 +220,25 @@ def test_a_temperature_is_fitted_on_development_data_and_written(finished, devel
     row = next(r for r in rows if r["condition"] == "labels, alone" and "error" not in r)
     answer = load(model)(row["path"], language=row["language"])
     assert answer.probabilities == pytest.approx(row["probabilities"], abs=1e-5)
+
+
+def test_a_temperature_that_nothing_decides_is_kept_and_not_written(
+    oracle, model, corpus, development, tmp_path, capsys
+):
+    options = ("--calibrate", str(development))
+    before = (model / "config.json").read_bytes()
+    with pytest.raises(UserError, match="no temperature fits 28 dev.* of which none is wrong; giv"):
+        run(model, corpus, tmp_path / "o", *options, "--write-temperature")
+    assert (model / "config.json").read_bytes() == before
+    assert run(model, corpus, tmp_path / "o", *options) == 0
+    fitted = read(tmp_path / "o")[0]["calibration"]
+    assert fitted["temperature"] == 1.0 and fitted["fitted"] is False
+    assert "none is wrong; the temperature before is kept" in capsys.readouterr().out
+    assert "the temperature before is kept" in (tmp_path / "o" / "report.html").read_text()
+    oracle.wrong = set(ids(development)[:3])
+    assert run(model, corpus, tmp_path / "p", *options) == 0
+    fitted = read(tmp_path / "p")[0]["calibration"]
+    assert fitted["fitted"] and fitted["wrong"] == 3 and fitted["temperature"] > 1.1
 
 
 def test_the_report_is_one_file_with_playable_errors(finished):

@@ -5,7 +5,6 @@ import pytest
 
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.calibration import (
-    TEMPERATURES,
     calibrate,
     expected_calibration_error,
     fit_temperature,
@@ -25,12 +24,18 @@ def two_classes(confident: float, right: int, wrong: int):
 def test_the_temperature_makes_confidence_equal_to_accuracy(right, wrong):
     # One gap g everywhere: sigmoid(g / T) = accuracy, so T = g / log(right / wrong).
     scores, labels = two_classes(1.0, right, wrong)
-    temperature = fit_temperature(scores, labels)
+    temperature = fitted(scores, labels)
     np.testing.assert_allclose(temperature, 1.0 / np.log(right / wrong), rtol=1e-9)
     probabilities = scaled_probabilities(scores, temperature)
     np.testing.assert_allclose(probabilities[:, 0], right / (right + wrong), rtol=1e-9)
     assert expected_calibration_error(probabilities, labels) < 1e-9
-    np.testing.assert_allclose(fit_temperature(10 * scores - 3, labels), 10 * temperature)
+    np.testing.assert_allclose(fitted(10 * scores - 3, labels), 10 * temperature)
+
+
+def fitted(scores, labels) -> float:
+    temperature = fit_temperature(scores, labels)
+    assert temperature is not None
+    return temperature
 
 
 def random_scores(seed: int = 0):
@@ -43,7 +48,7 @@ def random_scores(seed: int = 0):
 
 def test_no_other_temperature_is_more_likely_and_the_answers_stay():
     scores, labels = random_scores()
-    temperature = fit_temperature(scores, labels)
+    temperature = fitted(scores, labels)
     assert temperature == pytest.approx(3.0, rel=0.06)
     best = negative_log_likelihood(scores, labels, temperature)
     for other in (0.5, 0.98, 1.02, 2.0):
@@ -53,27 +58,31 @@ def test_no_other_temperature_is_more_likely_and_the_answers_stay():
     np.testing.assert_array_equal(after.argmax(1), scores.argmax(1))
     np.testing.assert_allclose(after.sum(1), 1.0)
     log_probabilities = np.log(before)
-    np.testing.assert_allclose(fit_temperature(log_probabilities, labels), temperature, rtol=1e-9)
+    np.testing.assert_allclose(fitted(log_probabilities, labels), temperature, rtol=1e-9)
 
 
 def test_calibrating_tells_what_it_changed():
     scores, labels = random_scores(1)
     told = calibrate(scores, labels, bins=10)
-    assert told["num"] == 4000 and told["nll_after"] < told["nll_before"]
+    assert told["num"] == 4000 and told["fitted"] and 0 < told["wrong"] < 4000
+    assert told["nll_after"] < told["nll_before"]
     assert told["ece_after"] < 0.03 < 0.2 < told["ece_before"]
     assert told["ece_before"] == expected_calibration_error(
         scaled_probabilities(scores), labels, 10
     )
 
 
-def test_scores_never_wrong_or_meaningless_end_at_a_bound():
-    scores, labels = two_classes(2.0, 5, 0)
-    assert fit_temperature(scores, labels) == TEMPERATURES[0]
-    scores, labels = two_classes(2.0, 1, 4)
-    assert fit_temperature(scores, labels) == TEMPERATURES[1]
+def test_no_temperature_fits_scores_never_wrong_or_worse_than_none():
+    for right, wrong in ((5, 0), (1, 4)):
+        scores, labels = two_classes(2.0, right, wrong)
+        assert fit_temperature(scores, labels) is None
+        told = calibrate(scores, labels)
+        assert told["temperature"] == 1.0 and told["fitted"] is False and told["wrong"] == wrong
+        assert told["nll_after"] == told["nll_before"] and told["ece_after"] == told["ece_before"]
     assert fit_temperature(np.full((3, 4), 7.0), [0, 1, 2]) == 1.0
     huge = np.array([[1e5, 0.0], [1e5, 0.0], [1e5, 0.0]])
-    assert np.isfinite(fit_temperature(huge, [0, 0, 1]))
+    assert fit_temperature(huge, [0, 0, 1]) is None  # 1e5 / log 2 is out of range
+    assert fit_temperature(huge / 1e4, [0, 0, 1]) == pytest.approx(10 / np.log(2))
 
 
 def test_reliability_bars_add_up_to_the_calibration_error():
