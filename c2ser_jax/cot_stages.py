@@ -32,6 +32,7 @@ from c2ser_jax.fold_run import FoldRun, alone, together
 from c2ser_jax.initial_parts import (
     C2SER,
     initial_directories,
+    initial_ends,
     initial_parts,
     tokenizer_directory,
 )
@@ -69,7 +70,7 @@ def train_answers(context: FoldRun, name: str, parts: Params) -> dict[str, Any]:
     assert run.c2ser is not None
     answers = _answers(context)
     model = run.c2ser.model(run.encoder)
-    check_tokenizer(answers.tokenizer, model.llm.vocabulary)
+    check_tokenizer(answers.tokenizer, model.llm.vocabulary, initial_ends(run))
     task = ChainOfThought(stage.task, model)
     data, held = together(stop, lambda: _stage_data(context, name, stage, answers))
     silent = sum(u.id not in answers.texts for u in context.fold.train)
@@ -233,6 +234,7 @@ def _write(
                 "prompts": prompts_of(data.answers, data.answers.modes, data.languages),
                 "style_bounds": answers.bounds.to_json(),
                 "temperature": 1.0,
+                "eos": [answers.tokenizer.eos],
             },
             **origin_of(context, name, data, initial_directories(run)),
         ),

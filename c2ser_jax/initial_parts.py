@@ -8,7 +8,7 @@ from c2ser_jax.config import RunConfig
 from c2ser_jax.errors import UserError
 from c2ser_jax.overrides import to_json
 from c2ser_jax.training.checkpoint import read_description, read_params
-from c2ser_jax.training.model_directory import TOKENIZER
+from c2ser_jax.training.model_directory import TOKENIZER, ends_of
 
 C2SER = "c2ser"
 """Kind of a model directory with the whole model."""
@@ -88,6 +88,14 @@ def tokenizer_directory(run: RunConfig) -> Path | None:
     if run.initial and read_description(run.initial).kind == C2SER:
         return Path(run.initial) / TOKENIZER
     return None
+
+
+def initial_ends(run: RunConfig) -> list[int] | None:
+    """The ids that end a text for the language model that the run starts from, where it tells."""
+    if not run.initial or run.initial_llm:
+        return None
+    description = read_description(run.initial)
+    return ends_of(description) if description.kind == C2SER else None
 
 
 def _check_model(whose: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

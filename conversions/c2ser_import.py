@@ -125,7 +125,7 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:
         kind=KIND,
         model=dataclasses.asdict(cfg),
         labels=list(LABELS),
-        extra={"languages": ["en", "zh"], "prompts": prompts(path), "eos": list(ends[:1])},
+        extra={"languages": ["en", "zh"], "prompts": prompts(path), **_trained_end(found)},
         origin=_origin(found, notes, len(carrier.tensors)),
         licence=options.licence,
     )
@@ -161,8 +161,17 @@ def _ends(found: _Sources) -> tuple[int, ...]:
     """Ids that end an answer: the one the checkpoint was trained with, then the folder's own."""
     told = found.document.get("eos_token_id")
     own = told if isinstance(told, list) else [told]
+    trained = _trained_end(found).get("eos", [])
+    return tuple(dict.fromkeys(end for end in (*trained, *own) if type(end) is int))
+
+
+def _trained_end(found: _Sources) -> dict[str, list[int]]:
+    """What a model directory says of the ending id; nothing where the checkpoint doesn't tell.
+
+    The folder's own may be that of its chats, which the answers need not end with.
+    """
     trained = found.config.section("dataset_conf").get("eod_id")
-    return tuple(dict.fromkeys(end for end in (trained, *own) if type(end) is int))
+    return {"eos": [trained]} if type(trained) is int else {}
 
 
 def _param_dtype(rules: Table, weights: Tensors) -> str:

@@ -16,7 +16,12 @@ from c2ser_jax.errors import UserError
 from c2ser_jax.models.c2ser import C2ser, C2serConfig
 from c2ser_jax.parallel.rules import unbox
 from c2ser_jax.training.checkpoint import ModelDescription, flatten, read_params
-from c2ser_jax.training.model_directory import TOKENIZER, check_shapes, temperature_of
+from c2ser_jax.training.model_directory import (
+    TOKENIZER,
+    check_shapes,
+    ends_of,
+    temperature_of,
+)
 
 KIND = "c2ser"
 
@@ -49,7 +54,7 @@ def load_speech_model(
             "or train the model again"
         )
     tokenizer = load_tokenizer(directory / TOKENIZER)
-    check_tokenizer(tokenizer, config.llm.vocabulary)
+    check_tokenizer(tokenizer, config.llm.vocabulary, ends_of(description))
     texts = AnswerTexts(
         tokenizer, label_set(labels, description), vocabulary=config.llm.vocabulary,
         prompts=description.extra.get("prompts"),

@@ -141,6 +141,20 @@ def temperature_of(description: ModelDescription) -> float:
     return float(value)
 
 
+def ends_of(description: ModelDescription) -> list[int] | None:
+    """The ids that end a text for a model's weights; None where its directory doesn't tell.
+
+    Raises:
+      UserError: the description holds something that is no list of ids.
+    """
+    value = description.extra.get("eos")
+    if value is not None and not (isinstance(value, list) and all(type(i) is int for i in value)):
+        raise UserError(
+            f"the model's config.json has eos {value!r:.80}; it must be a list of token ids"
+        )
+    return value
+
+
 def write_extra(directory: str | Path, **changes: Any) -> None:
     """Changes entries of `extra` in DIR/config.json, exchanged whole. Errors: UserError."""
     read_description(directory)

@@ -331,7 +331,10 @@ def test_a_tokenizer_that_does_not_fit_the_weights_is_refused(acoustic, tmp_path
     (llm / "tokenizer.json").write_text("{")
     assert "no valid JSON" in refused(tmp_path, acoustic, "--llm", llm)
     (llm / "tokenizer.json").unlink()
-    convert(tmp_path / "older", acoustic, "--llm", str(llm))  # vocab.json and merges.txt do
+    config = write_config(tmp_path / "config.yaml", dataset_conf=None)
+    more = ("--llm", str(llm), "--config", str(config))
+    older = convert(tmp_path / "older", acoustic, *more)  # vocab.json and merges.txt do
+    assert "eos" not in read_description(older).extra  # the folder's may be that of its chats
     (llm / "vocab.json").unlink()
     assert "has no tokenizer" in refused(tmp_path, acoustic, "--llm", llm)
 

@@ -2,22 +2,35 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from c2ser_jax.config import RunConfig
-from c2ser_jax.cot_stages import _answers
+from c2ser_jax.cot_stages import _answers, _write, train_answers
 from c2ser_jax.data.cot_rows import read_cot_texts
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.sources import MemorySource
 from c2ser_jax.data.splits import Fold
 from c2ser_jax.errors import UserError
 from c2ser_jax.fold_run import FoldRun
-from c2ser_jax.initial_parts import acoustic_encoder, initial_parts, tokenizer_directory
+from c2ser_jax.initial_parts import (
+    acoustic_encoder,
+    initial_ends,
+    initial_parts,
+    tokenizer_directory,
+)
 from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.mesh import make_local_mesh
-from c2ser_jax.training.checkpoint import ModelDescription, leaves_of, write_model
+from c2ser_jax.tasks.cot import ChainOfThought
+from c2ser_jax.training.checkpoint import (
+    ModelDescription,
+    leaves_of,
+    read_description,
+    write_model,
+)
+from c2ser_jax.training.model_directory import ends_of
 from c2ser_jax.training.preemption import StopSignal
 from tests.integration.tiny_answering import get_config
 from tests.tiny_models import voice
@@ -99,7 +112,7 @@ def test_texts_and_tokenizer_are_made_once_and_bounds_from_training_rows(tmp_pat
         assert _answers(louder).bounds == answers.bounds
         tokens = answers.tokenizer.encode(answers.texts["u3"].explicit)
         assert answers.tokenizer.decode(tokens) == answers.texts["u3"].explicit
-        assert answers.tokenizer.vocabulary <= RUN.c2ser.llm.vocabulary
+        assert RUN.c2ser and answers.tokenizer.vocabulary <= RUN.c2ser.llm.vocabulary
 
         file = tmp_path / "run" / "answers" / "cot_texts.jsonl"
         corrected = file.read_text("utf-8").replace("oh no", "oh yes")
@@ -116,6 +129,30 @@ def test_a_tokenizer_that_the_weights_lack_rows_for_is_refused(tmp_path):
     tokenizer = train_tokenizer(["many words of many kinds"] * 3, vocabulary=270)
     with pytest.raises(UserError, match="language model 258 rows"):
         check_tokenizer(tokenizer, 258)
+
+
+def test_the_ids_that_end_a_text_are_the_initial_models_and_are_passed_on(tmp_path, monkeypatch):
+    model = model_of(RUN)
+    whole = tmp_path / "c2ser"
+    write_model(whole, ModelDescription("c2ser", model, extra={"eos": [9]}), [])
+    run = dataclasses.replace(RUN, initial=str(whole))
+    assert initial_ends(run) == [9] and initial_ends(RUN) is None
+    assert initial_ends(dataclasses.replace(run, initial_llm="other")) is None
+    with StopSignal() as stop:
+        context = fold_run(tmp_path / "run", stop, run)
+        answers = _answers(fold_run(tmp_path / "run", stop))
+        with pytest.raises(UserError, match=f"with the id {answers.tokenizer.eos}, .* with 9;"):
+            train_answers(context, "explicit", {})
+
+        monkeypatch.setattr("c2ser_jax.cot_stages.trained_on", lambda data, before: [])
+        monkeypatch.setattr("c2ser_jax.cot_stages.origin_of", lambda *of: {})
+        monkeypatch.setattr("c2ser_jax.cot_stages.curves_picture", lambda *of, title: None)
+        assert RUN.c2ser and RUN.explicit
+        task = ChainOfThought(RUN.explicit.task, RUN.c2ser.model(RUN.encoder))
+        data = SimpleNamespace(languages=["en"], answers=RUN.explicit.answers)
+        _write(context, "explicit", task, {}, data, answers)  # type: ignore[arg-type]
+    left = read_description(tmp_path / "run" / "explicit" / "model")
+    assert ends_of(left) == [answers.tokenizer.eos]
 
 
 @pytest.mark.parametrize(

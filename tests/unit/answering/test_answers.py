@@ -191,6 +191,8 @@ def test_directories_whose_parts_do_not_fit_are_refused(tmp_path, directory):
         (changed("rank", llm={"lora": {"rank": 4, "alpha": 5.0}}), "lora_a has shape"),
         (changed("plain", llm={"lora": None}), "does not call for"),
         (changed("field", encoder={"widht": 3}), "config.json.*'widht'"),
+        (write_tiny_c2ser(tmp_path / "e", extra={"eos": [7]}), "ends texts with the id .* with 7;"),
+        (write_tiny_c2ser(tmp_path / "n", extra={"eos": "no"}), "eos 'no'; it must be a list"),
         (changed("heat"), None),
     ):
         if sentence is None:
