@@ -141,8 +141,7 @@ class AnswerEngine:
         batches = fill_batches(
             source, shapes, Shape(largest, self._mesh.size), lambda index: languages[index]
         )
-        names = [clip.id for clip in clips]
-        yield from one_behind(batches, partial(self._dispatch, ask, names), self._finish)
+        yield from one_behind(batches, partial(self._dispatch, ask), self._finish)
 
     def new_tokens(self, ask: Ask) -> int:
         """The longest answer that is written."""
@@ -177,15 +176,16 @@ class AnswerEngine:
         lengths = self.cutting.segment_lengths(samples, self.cfg.acoustic)
         return [n for n in lengths if n >= self.cfg.acoustic.receptive_samples]
 
-    def _dispatch(self, ask: Ask, names: list[str], batch: Batch) -> tuple[list[Segment], Found]:
+    def _dispatch(self, ask: Ask, batch: Batch) -> tuple[list[Segment], Found]:
         rows, samples = batch.shape.rows, batch.shape.samples
         audio, lengths = np.zeros((rows, samples), np.float32), np.zeros(rows, np.int32)
         seeds = np.zeros(rows, np.uint32)
         for row, segment in enumerate(batch.segments):
             n = lengths[row] = len(segment.audio)
             audio[row, :n] = segment.audio
-            # A row's draws are its own, whatever it is batched with.
-            seeds[row] = zlib.crc32(f"{names[segment.index]} {segment.kept.offset}".encode())
+            # A row's draws come from what is heard, whatever it is called or batched with.
+            place = zlib.crc32(str(segment.kept.offset).encode())
+            seeds[row] = zlib.crc32(np.ascontiguousarray(segment.audio), place)
         # An empty row would be no audio at all: it repeats the first.
         audio[len(batch.segments) :], lengths[len(batch.segments) :] = audio[0], lengths[0]
         arrays = jax.device_put((audio, lengths, seeds), self._rows)

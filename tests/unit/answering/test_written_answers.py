@@ -72,6 +72,16 @@ def test_sampled_answers_are_a_clips_own_in_any_batch(model, clips):
         np.testing.assert_allclose(values(scored), values(together[place]), atol=1e-5)
 
 
+def test_sampled_answers_come_from_the_audio_not_from_its_name_or_place(model, clips):
+    options = dict(mode="implicit", decoding="sample", max_new_tokens=12, language="en", rate=16000)
+    audio = [clip.audio for clip in clips]
+    together, backwards = (model(one, **options) for one in (audio, audio[::-1]))
+    assert [one.text for one in together] == [one.text for one in backwards[::-1]]
+    twice = model([audio[0]] * 28, **options)
+    assert {one.text for one in twice} == {together[0].text}
+    assert len({one.text for one in together}) > 1
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_reasoning_is_cut_where_the_label_is_named(texts, language):
     """An explicit answer as it is trained, one without its sentence, one that was cut off."""
