@@ -24,7 +24,15 @@ from c2ser_jax.answering.texts import AnswerTexts
 from c2ser_jax.data.prompts import Language
 from c2ser_jax.decoding.options import DecodingConfig
 from c2ser_jax.errors import UserError
-from c2ser_jax.extraction.clips import Clip, Cutting, Failure, Segment, decode, estimate_lengths
+from c2ser_jax.extraction.clips import (
+    RESAMPLING_SAMPLES,
+    Clip,
+    Cutting,
+    Failure,
+    Segment,
+    decode,
+    estimate_lengths,
+)
 from c2ser_jax.extraction.engine import (
     Batch,
     compile_samples,
@@ -121,14 +129,9 @@ class AnswerEngine:
         yield from failures
         model, largest = self.cfg.acoustic, self.cutting.samples(self.cfg.acoustic)[0]
         if ask.long_audio == "refuse":
-            for index in [i for i, samples in lengths.items() if samples > largest]:
-                seconds = lengths.pop(index) / model.sample_rate
-                yield Failure(
-                    index, "too long",
-                    f"{clips[index].path or clips[index].id}: {seconds:.1f} s are more than the "
-                    f"{largest / model.sample_rate:g} s that are heard at once; cut it, or let it "
-                    "be heard in windows",
-                )  # fmt: skip
+            most = largest + RESAMPLING_SAMPLES
+            for index in [i for i, samples in lengths.items() if samples > most]:
+                yield self._too_long(index, clips[index], lengths.pop(index))
         shapes = plan_shapes(
             [n for samples in lengths.values() for n in self._segments(samples)],
             batch_samples=0 if alone else self._batch_samples,
@@ -138,6 +141,8 @@ class AnswerEngine:
         )
         order = sorted(lengths, key=lambda index: (-lengths[index], index))
         source = decode(clips, order, model, self.cutting, self.threads)
+        if ask.long_audio == "refuse":
+            source = self._refuse_windows(source, clips)
         batches = fill_batches(
             source, shapes, Shape(largest, self._mesh.size), lambda index: languages[index]
         )
@@ -172,6 +177,25 @@ class AnswerEngine:
         speech = self.cfg.acoustic_token_count + frames + 2
         return self.texts.prompt_tokens(ask.mode) + speech + self.texts.longest
 
+    def _refuse_windows(
+        self, source: Iterator[Segment | Failure], clips: Sequence[Clip]
+    ) -> Iterator[Segment | Failure]:
+        """What is decoded, a failure for every clip that its header let pass and is too long."""
+        for item in source:
+            if isinstance(item, Failure) or item.windows == 1:
+                yield item
+            elif item.kept.offset == 0:
+                yield self._too_long(item.index, clips[item.index], item.samples)
+
+    def _too_long(self, index: int, clip: Clip, samples: int) -> Failure:
+        model = self.cfg.acoustic
+        heard = self.cutting.samples(model)[0] / model.sample_rate
+        return Failure(
+            index, "too long",
+            f"{clip.path or clip.id}: {samples / model.sample_rate:.1f} s are more than the "
+            f"{heard:g} s that are heard at once; cut it, or let it be heard in windows",
+        )  # fmt: skip
+
     def _segments(self, samples: int) -> list[int]:
         lengths = self.cutting.segment_lengths(samples, self.cfg.acoustic)
         return [n for n in lengths if n >= self.cfg.acoustic.receptive_samples]
@@ -185,7 +209,7 @@ class AnswerEngine:
             audio[row, :n] = segment.audio
             # A row's draws come from what is heard, whatever it is called or batched with.
             place = zlib.crc32(str(segment.kept.offset).encode())
-            seeds[row] = zlib.crc32(np.ascontiguousarray(segment.audio), place)
+            seeds[row] = zlib.crc32(segment.audio.tobytes(), place)
         # An empty row would be no audio at all: it repeats the first.
         audio[len(batch.segments) :], lengths[len(batch.segments) :] = audio[0], lengths[0]
         arrays = jax.device_put((audio, lengths, seeds), self._rows)

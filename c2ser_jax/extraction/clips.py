@@ -28,6 +28,8 @@ from c2ser_jax.errors import UserError
 from c2ser_jax.models.emotion2vec import Emotion2VecConfig
 
 _LONGEST_SAMPLES = SAMPLE_RATE * 3600 * 100
+RESAMPLING_SAMPLES = 2
+"""How many samples too many an estimate by the header may count."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Clip:
         stop = info.seconds if end is None else min(info.seconds, end)
         samples = round((stop - start) * SAMPLE_RATE)
         if info.rate != SAMPLE_RATE:
-            samples += 2  # the resampler may round up
+            samples += RESAMPLING_SAMPLES  # the resampler may round up
         return min(_LONGEST_SAMPLES, max(0, samples))
 
 

@@ -106,6 +106,16 @@ def test_long_audio_is_heard_in_windows_or_refused(model):
     assert isinstance(refused, Failure) and "50.0 s are more than the 30 s" in refused.message
 
 
+def test_audio_as_long_as_is_heard_at_once_is_not_refused_at_another_rate(model, tmp_path):
+    """A header gives the length before resampling, and an estimate of the one behind it."""
+    sound = np.random.default_rng(0).normal(0, 0.1, 44100 * 31).astype(np.float32)
+    for rate, more, refused in ((44100, 0, False), (44100, 9, True), (16000, 1, True)):
+        path = write_wav(tmp_path / f"{rate} {more}.wav", sound[: rate * 30 + more], rate=rate)
+        clip = Clip.of_file(str(path))
+        [(_, found)] = model.stream([clip], Ask(long_audio="refuse"), alone=True)
+        assert isinstance(found, Failure) == refused, found
+
+
 def test_a_prior_takes_off_what_the_labels_have_for_silence(model):
     audio = voice(0.8, seed=3)
     plain, corrected = model(audio, rate=16000), model(audio, rate=16000, prior=True)
