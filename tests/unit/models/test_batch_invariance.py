@@ -53,8 +53,8 @@ def params():
 @pytest.fixture(scope="module")
 def clips():
     """64 clips of 0.1 to 30 s with different loudness and offset."""
-    generator = np.random.default_rng(2)
-    seconds = np.concatenate([[0.1, 30.0], np.geomspace(0.1, 30.0, 62)])
+    generator = np.random.default_rng(6)
+    seconds = np.concatenate([[0.1, 30.0], np.geomspace(0.1, 5.0, 57), np.geomspace(6, 30, 5)])
     clips = []
     for i, length in enumerate((seconds * 16_000).astype(int)):
         tone = np.sin(np.arange(length) * generator.uniform(0.01, 0.3)) * np.exp(-i / 20)
