@@ -61,6 +61,7 @@ class EvaluateConfig:
     decoding: DecodingMode = "published"
     max_new_tokens: int | None = None
     prior: bool = False
+    """Take off the scores that labels have for silence, but in mode "explicit"."""
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     resamples: int = 1000
     """Of every bootstrap interval."""
@@ -89,7 +90,7 @@ class EvaluateConfig:
                 "language": self.language,
                 "decoding": self.decoding,
                 "max_new_tokens": None if mode == "labels" else self.max_new_tokens,
-                "prior": self.prior,
+                "prior": self.prior and mode != "explicit",
                 "seed": self.seed,
                 **changes,
             }

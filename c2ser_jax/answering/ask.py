@@ -24,7 +24,7 @@ class Ask:
       where the model's context is shorter.
     constrained: written answers are always in the label set: a short one is one of the labels'
       answers; behind free reasoning the best label is chosen.
-    prior: take off the scores that the labels have for silence.
+    prior: take off the scores that the labels' short answers have for silence.
     long_audio: what to do with audio longer than the encoder hears at once: "windows" or "refuse".
     seed: of "sample".
     prompt: which wording of the prompt, 0 being the one that models are trained with.
@@ -53,6 +53,11 @@ class Ask:
                 raise UserError(f"{name} is {value!r}: use one of {', '.join(values)}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
+        if self.prior and self.mode == "explicit":
+            raise UserError(
+                "prior takes off what short answers score for silence, and mode 'explicit' scores "
+                "behind its reasoning: leave one of them out"
+            )
 
     def language_of(self, given: str | None) -> Language:
         """The language to ask in about an utterance whose own is `given`."""

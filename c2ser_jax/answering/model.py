@@ -29,7 +29,7 @@ class SpeechModel:
     def __init__(self, description: ModelDescription, engine: AnswerEngine, temperature: float):
         """Use `c2ser_jax.load`."""
         self.description, self.engine, self.temperature = description, engine, temperature
-        self._silent: dict[Language, np.ndarray] = {}
+        self._silent: dict[tuple[Language, int], np.ndarray] = {}
 
     @property
     def config(self) -> C2serConfig:
@@ -88,7 +88,8 @@ class SpeechModel:
         languages: list[Language] = [
             ask.language_of(clip.utterance.language if clip.utterance else None) for clip in clips
         ]
-        silent = {name: self.silence(name) for name in set(languages)} if ask.prior else {}
+        asked = sorted(set(languages)) if ask.prior else []
+        silent = {name: self.silence(name, ask.prompt) for name in asked}
         heard: dict[int, list[Heard]] = {}
         failed = set()
         for item in self.engine.run(clips, ask, languages, alone=alone):
@@ -106,15 +107,18 @@ class SpeechModel:
                 parts = heard.pop(item.index)
                 yield item.index, self._answer(clips[item.index].id, parts, ask, language, prior)
 
-    def silence(self, language: Language) -> np.ndarray:
-        """Log-probabilities float64[J] of the labels for a second of silence, computed once."""
-        if language not in self._silent:
+    def silence(self, language: Language, wording: int = 0) -> np.ndarray:
+        """Log-probabilities float64[J] of the labels' short answers for a second of silence.
+
+        Computed once for every wording of the prompt.
+        """
+        if (language, wording) not in self._silent:
             clip = Clip("silence", audio=np.zeros(self.config.acoustic.sample_rate, np.float32))
-            [item] = self.engine.run([clip], Ask(language=language), [language])
+            [item] = self.engine.run([clip], Ask(language=language, prompt=wording), [language])
             if isinstance(item, Failure):
                 raise UserError(item.message)
-            self._silent[language] = item.scores
-        return self._silent[language]
+            self._silent[language, wording] = item.scores
+        return self._silent[language, wording]
 
     def probabilities(self, scores: np.ndarray) -> dict[str, float]:
         """Probabilities, which sum to 1, of scores float64[J]."""

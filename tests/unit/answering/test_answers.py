@@ -124,6 +124,11 @@ def test_a_prior_takes_off_what_the_labels_have_for_silence(model):
     np.testing.assert_allclose(values(corrected), expected / expected.sum(), rtol=1e-4)
     even = model(np.zeros(16000, np.float32), rate=16000, prior=True)
     np.testing.assert_allclose(values(even), 1 / 7, atol=1e-4)
+    # Of the prompt that is asked.
+    plain, silent = (model(x, rate=16000, prompt=1) for x in (audio, np.zeros(16000, np.float32)))
+    expected = values(plain) / values(silent)
+    corrected = model(audio, rate=16000, prompt=1, prior=True)
+    np.testing.assert_allclose(values(corrected), expected / expected.sum(), rtol=1e-4)
 
 
 def test_a_temperature_changes_probabilities_and_no_label(model, tmp_path):
@@ -168,6 +173,7 @@ def test_one_bad_file_costs_one_answer(model, tmp_path):
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"mode": "implicit", "max_new_tokens": 900}, "need .* positions, the language model has"),
         ({"prompt": 9}, "no wording 9"),
+        ({"mode": "explicit", "prior": True}, "'explicit' scores behind its reasoning"),
         ({"langauge": "en"}, "no option 'langauge'"),
     ],
 )
