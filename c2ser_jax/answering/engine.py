@@ -161,7 +161,7 @@ class AnswerEngine:
         """Raises UserError when the longest prompt, speech and answer don't fit the model."""
         needed, has = self._positions(ask) + self.new_tokens(ask), self.cfg.llm.max_positions
         if needed > has:
-            prompt = self.texts.prompt_tokens(ask.mode)
+            prompt = self.texts.prompt_tokens(ask.mode, ask.prompt)
             raise UserError(
                 f"a prompt of {prompt} tokens, speech and answer need {needed} positions, the "
                 f"language model has {has}: shorten the prompt, lower max_new_tokens or give a "
@@ -169,13 +169,13 @@ class AnswerEngine:
             )
 
     def _positions(self, ask: Ask) -> int:
-        """Positions of the longest prompt, window and label, without what is written."""
+        """Positions of the prompt asked, window and label at their longest, nothing written."""
         samples = self.cutting.samples(self.cfg.acoustic)[0]
         frames = -(-samples // (2 * HOP_SAMPLES))
         for stride in STRIDES:
             frames = -(-frames // stride)
         speech = self.cfg.acoustic_token_count + frames + 2
-        return self.texts.prompt_tokens(ask.mode) + speech + self.texts.longest
+        return self.texts.prompt_tokens(ask.mode, ask.prompt) + speech + self.texts.longest
 
     def _refuse_windows(
         self, source: Iterator[Segment | Failure], clips: Sequence[Clip]

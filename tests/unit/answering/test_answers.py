@@ -182,6 +182,18 @@ def test_what_cannot_be_asked_is_one_sentence(model, asked, sentence):
         model(voice(0.5), rate=16000, **asked)
 
 
+def test_the_context_is_checked_with_the_wording_that_is_asked(model, monkeypatch):
+    tokens = [model.texts.prompt_tokens("labels", wording) for wording in range(3)]
+    longest = int(np.argmax(tokens))
+    assert longest > 0 and tokens[0] < tokens[longest]
+    fits = model.engine._positions(Ask())
+    llm = dataclasses.replace(model.config.llm, max_positions=fits)
+    monkeypatch.setattr(model.engine, "cfg", dataclasses.replace(model.config, llm=llm))
+    model.engine.check_context(Ask())
+    with pytest.raises(UserError, match=f"a prompt of {tokens[longest]} tokens, .* has {fits}:"):
+        model.engine.check_context(Ask(prompt=longest))
+
+
 def test_directories_whose_parts_do_not_fit_are_refused(tmp_path, directory):
     import json
     import shutil
