@@ -37,7 +37,8 @@ from c2ser_jax.training.model_directory import write_extra
 
 Say = Callable[[str], None]
 DEVELOPMENT = "development"
-"""The condition under which the utterances that a temperature is fitted on are asked about."""
+"""The condition under which the utterances that a temperature is fitted on are asked about; a
+digest of the list follows, so that another list has answers of its own."""
 
 
 @dataclass(frozen=True)
@@ -344,9 +345,11 @@ class Evaluation:
     def _calibrate(self, development: Questions) -> dict[str, Any]:
         """The temperature of the first mode's scores on the development list."""
         mode = self.modes[0]
-        self._ask(Condition(DEVELOPMENT, self.cfg.ask(mode)), development)
-        known = {utterance.id for utterance in development.utterances}
-        rows = [row for row in self.log.rows(DEVELOPMENT) if row["id"] in known]
+        condition = Condition(
+            f"{DEVELOPMENT} {_digest(development.utterances)}", self.cfg.ask(mode)
+        )
+        self._ask(condition, development)
+        rows = self.log.rows(condition.name)
         if not rows:
             raise UserError("none of the development utterances could be heard; see predictions")
         before = self.answerer.temperature
