@@ -189,7 +189,7 @@ class Evaluation:
         for name in [*modes, *(f"{mode}, constrained" for mode in modes)]:
             if rows := self.log.rows(name):
                 scored[name] = answer_metrics(rows, self.labels, temperature=temperature, **options)
-        bad = self.log.failures()
+        bad = self.log.failures(lambda condition: not condition.startswith(DEVELOPMENT))
         if modes[0] not in scored:
             why = f"; the first one: {bad[0]['error']}" if bad else ""
             raise UserError(f"none of the {len(bad)} utterances could be heard{why}")
@@ -246,8 +246,15 @@ class Evaluation:
             notes.append(f"{summary['unlabelled']} have no label and are not scored")
         for label, number in summary["unknown_labels"].items():
             notes.append(f"{number} labelled {label!r} are not scored: no label of the set")
-        if (fitted := summary.get("calibration")) and not fitted["fitted"]:
-            notes.append(f"{_unfitted(fitted)}; the temperature before is kept")
+        if fitted := summary.get("calibration"):
+            if fitted["bad"]:
+                first = fitted["bad"][0]["id"]
+                notes.append(
+                    f"{len(fitted['bad'])} development utterances, such as {first!r}, could not be "
+                    "heard and are not calibrated on"
+                )
+            if not fitted["fitted"]:
+                notes.append(f"{_unfitted(fitted)}; the temperature before is kept")
         return notes
 
     def table(self, summary: dict[str, Any]) -> str:
@@ -345,11 +352,9 @@ class Evaluation:
     def _calibrate(self, development: Questions) -> dict[str, Any]:
         """The temperature of the first mode's scores on the development list."""
         mode = self.modes[0]
-        condition = Condition(
-            f"{DEVELOPMENT} {_digest(development.utterances)}", self.cfg.ask(mode)
-        )
-        self._ask(condition, development)
-        rows = self.log.rows(condition.name)
+        name = f"{DEVELOPMENT} {_digest(development.utterances)}"
+        self._ask(Condition(name, self.cfg.ask(mode)), development)
+        rows = self.log.rows(name)
         if not rows:
             raise UserError("none of the development utterances could be heard; see predictions")
         before = self.answerer.temperature
@@ -360,6 +365,7 @@ class Evaluation:
             "temperature_before": before,
             **found,
             "temperature": before * found["temperature"],
+            "bad": self.log.failures(lambda condition: condition == name),
         }
 
     def _tested(self, fitted: dict[str, Any]) -> dict[str, Any]:

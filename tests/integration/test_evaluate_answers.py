@@ -263,6 +263,20 @@ def test_a_development_list_with_the_same_ids_and_other_labels_is_asked_about_an
     assert labels[:28] != labels[28:]
 
 
+def test_development_audio_that_is_not_heard_is_told_apart(
+    oracle, model, corpus, development, tmp_path, capsys
+):
+    oracle.deaf = {ids(development)[2]}
+    oracle.wrong = set(ids(development)[3:6])
+    options = ("--calibrate", str(development), "--audio_megabytes", "0")
+    assert run(model, corpus, tmp_path / "o", *options) == 0
+    summary = read(tmp_path / "o")[0]
+    assert summary["bad"] == [] and summary["calibration"]["num"] == 27
+    assert [bad["id"] for bad in summary["calibration"]["bad"]] == list(oracle.deaf)
+    told = capsys.readouterr().out
+    assert "1 development utterances, such as" in told and "are not scored" not in told
+
+
 def test_the_report_is_one_file_with_playable_errors(finished):
     page = (finished[0] / "report.html").read_text()
     assert not re.search(r"""(?:src|href)=["'](?!data:)""", page) and "<script" not in page
