@@ -27,35 +27,32 @@ from c2ser_jax.extraction.clips import Failure, clips_of
 from c2ser_jax.fold_run import FoldRun
 from c2ser_jax.scoring import fold_result
 
-_SPARE_TOKENS = 8
-
 
 def score_answers(context: FoldRun, name: str) -> FoldResult | None:
     """Asks the model that the stage `name` left about the fold's test utterances.
 
-    Answers are written greedily. `predicted` is the scored label where the stage trains short
-    answers, else the one that is likeliest behind the explicit answer's reasoning. Rows also hold
-    `answers`, what was said under every condition, and what is true: `language`, `transcript`,
-    `levels`. None without a labelled test utterance.
+    Answers are written greedily, as long as the stage's answers may be. `predicted` is the scored
+    label where the stage trains short answers, else the one that is likeliest behind the explicit
+    answer's reasoning. Rows also hold `answers`, what was said under every condition, and what is
+    true: `language`, `transcript`, `levels`. None without a labelled test utterance.
 
     Raises:
       UserError: the model cannot be asked.
     """
-    modes = getattr(context.run, name).answers.modes
+    answers = getattr(context.run, name).answers
     test = [u for u in context.fold.test if u.label is not None]
     if not test:
         return None
     model = inference.load(context.workdir / name / "model")
     assert isinstance(model, SpeechModel)
     texts = _texts(context, model, test)
-    longest = [len(model.texts.tokenizer.encode(one.explicit)) for one in texts.values()]
     asks: dict[str, Ask] = {}
-    if "implicit" in modes:
+    if "implicit" in answers.modes:
         asks["labels"] = Ask("labels")
         asks["implicit"] = Ask("implicit", decoding="greedy")
         asks["implicit, constrained"] = Ask("implicit", decoding="greedy", constrained=True)
-    if "explicit" in modes:
-        limit = max(longest, default=0) + _SPARE_TOKENS
+    if "explicit" in answers.modes:
+        limit = min(answers.max_answer_tokens, model.engine.new_tokens(Ask("explicit")))
         asks["explicit"] = Ask("explicit", decoding="greedy", max_new_tokens=limit)
     first = next(iter(asks))
     said: dict[str, dict[str, Any]] = {u.id: {} for u in test}
@@ -67,8 +64,8 @@ def score_answers(context: FoldRun, name: str) -> FoldResult | None:
                 chances[utterance.id] = answer.probabilities
     rows = []
     for utterance in test:
-        if len(said[utterance.id]) < len(asks):
-            continue  # it could not be heard
+        if not asks.keys() <= said[utterance.id].keys():
+            continue  # it could not be heard, or not every time
         text = texts.get(utterance.id)
         row = {
             "id": utterance.id,
