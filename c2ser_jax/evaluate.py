@@ -25,6 +25,15 @@ class Job:
     """Rows that could not be read when the corpus was scanned: id, path, reason, detail."""
 
 
+OF_CONFIG = {
+    "root": "give --data.root DIR instead",
+    "skip_unknown_labels": "give --data.skip_unknown_labels True instead",
+    "allow_leakage": "give --data.allow_leakage True instead",
+    "workdir": "leave it out, since --output says where everything is written",
+}
+"""Options that the config of an evaluation has in its own words."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line of this command."""
     parser = argparse.ArgumentParser(
@@ -111,6 +120,10 @@ def evaluate_answers(arguments: argparse.Namespace, overrides: list[str]) -> int
             "give either --config, or --checkpoint with --manifest and --output: both belong "
             f"together only with the config of an evaluation, and {arguments.config} is none"
         )
+    for name, advice in OF_CONFIG.items():
+        if getattr(arguments, name):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} has no effect with the config of an evaluation; {advice}")
     config = apply_overrides(config, overrides)
     if not arguments.output:
         raise UserError("--output is missing; give a folder for what is written")
@@ -149,9 +162,15 @@ def run_jobs(arguments: argparse.Namespace, overrides: list[str]) -> tuple[list[
     Raises:
       UserError: the run has no classifier, or was not finished.
     """
-    from c2ser_jax.config import load_run
+    from c2ser_jax.config import import_config, load_run
     from c2ser_jax.corpus import make_folds, read_corpus, source_of
+    from c2ser_jax.evaluate_config import EvaluateConfig
 
+    if isinstance(import_config(arguments.config), EvaluateConfig):
+        raise UserError(
+            f"{arguments.config} is the config of an evaluation, which doesn't name the model "
+            "that is asked; give --checkpoint DIR"
+        )
     run = load_run(arguments.config, overrides)
     workdir = Path(arguments.workdir) if arguments.workdir else Path("runs") / run.name
     if "classify" not in run.configured_stages():

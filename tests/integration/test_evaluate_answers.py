@@ -342,6 +342,14 @@ def test_wrong_usage_is_one_sentence(model, corpus, development, tmp_path):
         ),
         ([*command, *output, *listed, "--labels", "happy", "hapyp"], "'hapyp' is not one of"),
         (["--checkpoint", str(model), "--calibrate", "x"], "need --config of an evaluation"),
+        (["--config", "configs/eval/emo_emilia.py", *output], "of an evaluation.*--checkpoint DIR"),
+        ([*command, *output, *listed, "--root", "x"], "--root has no effect.*--data.root DIR"),
+        ([*command, *output, *listed, "--workdir", "x"], "--workdir has no effect.*--output"),
+        ([*command, *output, *listed, "--allow-leakage"], "give --data.allow_leakage True"),
+        (
+            [*command, *output, *listed, "--skip-unknown-labels"],
+            "give --data.skip_unknown_labels True",
+        ),
     ):
         with pytest.raises(UserError, match=sentence):
             main(arguments)
