@@ -1,6 +1,6 @@
 """What the whole model's parts start from: earlier stages, converted models, or nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ KINDS = {"encoder": "whisper_encoder", "llm": "qwen2"}
 """Kinds of the model directories that `initial_encoder` and `initial_llm` name."""
 
 FREE = frozenset(
-    "dtype param_dtype remat attention_implementation scan_layers lora dropout attention_dropout "
+    "dtype param_dtype remat attention_implementation scan_layers dropout attention_dropout "
     "mlp_dropout prenet_dropout layer_drop prenet_layer_drop position_dropout activation_dropout "
-    "max_positions inputs".split()
+    "input_dropout alibi_initial_scale max_positions inputs".split()
 )
 """Fields that a run may set otherwise than the model that it starts from."""
 
@@ -31,18 +31,28 @@ def initial_directories(run: RunConfig) -> list[str]:
     return [one for one in (run.initial, run.initial_encoder, run.initial_llm) if one]
 
 
-def acoustic_encoder(directory: str) -> Params:
-    """The acoustic encoder of a whole model or of an Emotion2Vec.
+def acoustic_encoder(
+    directory: str, wanted: Mapping[str, Any], say: Callable[[str], None] = print
+) -> Params:
+    """The acoustic encoder of a whole model or of an Emotion2Vec, for a run that has `wanted`.
+
+    `say` gets a line where the run feeds another waveform, normalised or as it is.
 
     Raises:
-      UserError: a directory that holds neither.
+      UserError: a directory that holds neither, or one made with another config of the encoder.
     """
-    kind = read_description(directory).kind
+    description = read_description(directory)
+    kind = description.kind
     if kind != C2SER and not kind.startswith("emotion2vec"):
         raise UserError(
             f"initial {directory} holds a model of kind {kind}, wanted is an emotion2vec or a "
             f"{C2SER}; initial_encoder and initial_llm name those of other kinds"
         )
+    stored: Any = description.model.get("acoustic", {}) if kind == C2SER else description.model
+    name = "normalize_waveform"
+    _check_model(f"initial {directory}", {k: v for k, v in stored.items() if k != name}, wanted)
+    if stored.get(name, wanted[name]) != wanted[name]:
+        say(f"initial {directory} was made with {name} {stored[name]}, this run has {wanted[name]}")
     return read_params(directory)["acoustic" if kind == C2SER else "encoder"]
 
 
@@ -99,13 +109,33 @@ def initial_ends(run: RunConfig) -> list[int] | None:
 
 
 def _check_model(whose: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises `UserError` when two configs of a model differ in more than `FREE` fields."""
+    """Raises `UserError` when two configs of a model differ in more than `FREE` fields.
+
+    Adapters may be new, or left out; where both models have them, both must scale them alike.
+    """
     for name in sorted(stored.keys() & wanted.keys() - FREE):
         one, other = stored[name], wanted[name]
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
+        if name == "lora":
+            one, other = _scale(one), _scale(other)
+            if one and other and one != other:
+                raise UserError(
+                    f"{whose} was made with lora alpha / rank = {one:g}, this run has {other:g}, "
+                    "which would scale its adapters: give the model's own value"
+                )
+        elif isinstance(one, Mapping) and isinstance(other, Mapping):
             _check_model(f"{whose}: {name}", one, other)
         elif one != other:
             raise UserError(
                 f"{whose} was made with {name} {one!r}, this run has {other!r}: give the model's "
                 "own value"
             )
+
+
+def _scale(lora: Any) -> float | None:
+    """What adapters of a stored config are multiplied by; None without any."""
+    if lora is None:
+        return None
+    try:
+        return float(lora["alpha"] / lora["rank"])
+    except (TypeError, KeyError, ZeroDivisionError):
+        raise UserError(f"a model's config has lora {lora!r:.80}; write the model again") from None

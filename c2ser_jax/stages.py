@@ -90,7 +90,7 @@ def _first_encoder(context: FoldRun) -> Params | None:
     if first == "probe":
         return None
     if run.initial:
-        return acoustic_encoder(run.initial)
+        return acoustic_encoder(run.initial, to_json(run.encoder), context.say)
     stem = alone(context.stop, lambda: _fitted_stem(context, first))
     stem = nest(from_main_process(flatten(stem or {})))
     return {"local_encoder": stem} if stem else None

@@ -62,7 +62,7 @@ def test_parts_come_from_directories_of_their_kinds(tmp_path):
     run = dataclasses.replace(RUN, initial=whole, initial_encoder=encoder)
     assert initial_parts(run).keys() == {"acoustic", "llm", "encoder"}
     assert tokenizer_directory(run) == tmp_path / "c2ser" / "tokenizer"
-    assert acoustic_encoder(whole).keys() == {"x"}
+    assert acoustic_encoder(whole, to_json(RUN.encoder)).keys() == {"x"}
     assert tokenizer_directory(RUN) is None
 
 
@@ -72,7 +72,7 @@ def test_a_directory_of_another_kind_or_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds a model of kind qwen2, wanted is whisper_encoder"):
         initial_parts(dataclasses.replace(RUN, initial_encoder=llm))
     with pytest.raises(UserError, match="kind qwen2, wanted is an emotion2vec or a c2ser"):
-        acoustic_encoder(llm)
+        acoustic_encoder(llm, to_json(RUN.encoder))
     other = {**model["llm"], "rope_theta": 5.0, "dtype": "bfloat16"}
     llm = write(tmp_path / "other", "qwen2", other, one)
     with pytest.raises(UserError, match="rope_theta 5.0, this run has 1000000.0"):
@@ -80,6 +80,47 @@ def test_a_directory_of_another_kind_or_model_is_refused(tmp_path):
     whole = write(tmp_path / "c2ser", "c2ser", {**model, "llm": other}, {"llm": one})
     with pytest.raises(UserError, match="initial .*c2ser: llm was made with rope_theta"):
         initial_parts(dataclasses.replace(RUN, initial=whole))
+
+
+def test_an_acoustic_encoder_of_another_config_is_refused(tmp_path):
+    """What shapes don't show: heads would only read the same weights otherwise."""
+    wanted, one = to_json(RUN.encoder), {"x": np.ones(2, np.float32)}
+    lines: list[str] = []
+    for kind in ("emotion2vec_classifier", "c2ser"):
+        part = "acoustic" if kind == "c2ser" else "encoder"
+
+        def given(name, kind=kind, part=part, **changes):
+            model = wanted | changes
+            model = {"acoustic": model} if kind == "c2ser" else model
+            return write(tmp_path / kind / name, kind, model, {part: one})
+
+        other = given("heads", heads=2)
+        with pytest.raises(UserError, match="heads was made with heads 2, this run has 4"):
+            acoustic_encoder(other, wanted, lines.append)
+        same = given("same", dropout=0.5, input_dropout=0.5, alibi_initial_scale=2.0)
+        assert acoustic_encoder(same, wanted, lines.append).keys() == {"x"} and not lines
+        raw = given("raw", normalize_waveform=not wanted["normalize_waveform"])
+        assert acoustic_encoder(raw, wanted, lines.append).keys() == {"x"}
+        [line] = lines
+        assert line.endswith("raw was made with normalize_waveform False, this run has True")
+        lines.clear()
+
+
+def test_adapters_of_another_scale_are_refused_and_none_are_free(tmp_path):
+    model = model_of(RUN)
+    rank, alpha = model["llm"]["lora"]["rank"], model["llm"]["lora"]["alpha"]
+
+    def run_from(name, lora):
+        llm = {**model["llm"], "lora": lora}
+        whole = write(tmp_path / name, "c2ser", {**model, "llm": llm}, {"llm": {"x": np.ones(2)}})
+        return dataclasses.replace(RUN, initial=whole)
+
+    with pytest.raises(UserError, match="llm was made with lora alpha / rank = 2, this run has 4"):
+        initial_parts(run_from("half", {"rank": rank, "alpha": alpha / 2}))
+    with pytest.raises(UserError, match="config has lora {'rank': 0"):
+        initial_parts(run_from("odd", {"rank": 0, "alpha": alpha}))
+    assert initial_parts(run_from("none", None)).keys() == {"llm"}
+    assert initial_parts(run_from("same", {"rank": rank, "alpha": alpha, "dropout": 0.9}))
 
 
 def fold_run(tmp_path, stop, run=RUN, lines=None) -> FoldRun:
