@@ -3,77 +3,93 @@
 `python benchmarks/c2ser_memory.py` builds the state of configs/published/c2ser_explicit.py from
 shapes alone, compiles a step for the CPU, and reads the compiler's own plan: on one device, on
 eight (virtual) ones with the state split over all (`fsdp` 8), and as two copies of layers split in
-four (`data` 2 × `tensor` 4). Nothing is allocated; a compilation takes a minute. Published figures
-are those of REAL_SIZES.md: a microbatch of 3 clips of 10 s and 60 answer tokens on each group of
-devices.
+four (`data` 2 × `tensor` 4); with the encoder trained, as published, and without. Nothing is
+allocated; a layout takes two compilations, of about a minute each. Published figures are those of
+REAL_SIZES.md: a microbatch of 3 clips of 10 s and 60 answer tokens on each group of devices.
 
-XLA:CPU multiplies in float32 only, so it keeps a float32 copy of every bfloat16 weight (and of one
-layer's at a time), which accelerators don't need: those buffers are set apart.
+`--run` builds the state for real, on one GPU, with random weights, takes one step, and prints the
+measured peak beside that compiler's plan.
 """
 
 import argparse
-import json
+import collections
+import dataclasses
 import math
-import os
-import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from c2ser_jax.config import CotStage, load_run  # noqa: E402
+from c2ser_jax.parallel.mesh import MeshConfig, make_local_mesh, make_mesh  # noqa: E402
+from c2ser_jax.parallel.rules import (  # noqa: E402
+    RULES,
+    batch_parts,
+    batch_sharding,
+    replicated,
+)
+from c2ser_jax.tasks.cot import ChainOfThought  # noqa: E402
+from c2ser_jax.tasks.trainable import Trainable  # noqa: E402
+from c2ser_jax.training import optimizer as optimizers  # noqa: E402
+from c2ser_jax.training.state import TrainState, flatten, state_shapes  # noqa: E402
+from c2ser_jax.training.step import make_train_step  # noqa: E402
+
 CONFIG = ROOT / "configs" / "published" / "c2ser_explicit"
-LAYOUTS = {"1 device": (1, 1, 1), "fsdp 8": (1, 8, 1), "data 2 × tensor 4": (2, 1, 4)}
+DEVICES = 8
+LAYOUTS = {"1 device": None, "fsdp 8": (1, 8, 1), "data 2 × tensor 4": (2, 1, 4)}
 CLIPS, SECONDS, PROMPT, ANSWER = 3, 10, 20, 60
-PUBLISHED = {
-    "frozen language model": 15.23,
-    "trained parameters": 1.61,
-    "AdamW moments": 3.22,
-    "everything else: gradients, activations, logits": 1.61 + 0.43 + 1.19 + 0.63,
-    "together": 23.9,
-}
-"""GB; 402,163,201 parameters there, of which this model lacks 29,373,441 that are never used."""
+LIMIT = 80.0  # GB
+LLM, REST = "frozen language model", "other frozen parts and tables"
+TRAINED, MOMENTS = "trained parameters", "AdamW moments"
+MOVING, OTHER = "gradients, activations, logits", "batch, and results that reuse no argument"
+TOGETHER, COPIES = "together", "set apart: XLA:CPU's float32 copies"
+PUBLISHED: dict[str, dict[str, float]] = {
+    "link_and_encoder_and_lora": {
+        LLM: 15.23, TRAINED: 1.61, MOMENTS: 3.22, MOVING: 1.61 + 0.43 + 1.19 + 0.63,
+        TOGETHER: 23.9,
+    },
+    "link_and_lora": {
+        LLM: 15.23, REST: 0.61, TRAINED: 0.39, MOMENTS: 0.77, MOVING: 0.39 + 0.43 + 1.19 + 0.63,
+        TOGETHER: 23.9 - 6.43 + 2.16,
+    },
+}  # fmt: skip
+"""GB; 29,373,441 trained parameters there are never used, and this model doesn't hold them."""
 
 GB = 1e9
-_SLOT = re.compile(r"\(\s*\d+%\);\s*([\d.]+)(B|KiB|MiB|GiB);\s*\d+;\s*\d+; (.*)$")
-_SHAPE = re.compile(r"(?:(\d+)×)?(\w+)\[([\d,]*)\]")
-_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "f16": 2, "s64": 8, "u64": 8}
+HOISTING = "while-loop-invariant-code-motion,while-loop-expensive-invariant-code-motion"
+IN_PLACE = {"xla_disable_hlo_passes": HOISTING, "xla_backend_optimization_level": 0}
+AS_IT_IS = {"xla_backend_optimization_level": 0}
 
 
-def measure(layout: str, folder: Path) -> dict[str, float]:
-    """GB per device of every item, from compiling the step in this process."""
-    import flax.linen as nn
-    import jax
-    import jax.numpy as jnp
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A step and the shapes, with their places, of all that it is given."""
 
-    from c2ser_jax.config import load_run
-    from c2ser_jax.parallel.mesh import MeshConfig, make_mesh
-    from c2ser_jax.parallel.rules import RULES, batch_parts, batch_sharding, replicated
-    from c2ser_jax.tasks.cot import ChainOfThought
-    from c2ser_jax.training import optimizer as optimizers
-    from c2ser_jax.training.state import flatten, state_shapes
-    from c2ser_jax.training.step import make_train_step
+    mesh: Mesh
+    state: TrainState
+    arguments: tuple[Any, ...]
+    step: Any
 
-    jax.config.update("jax_num_cpu_devices", math.prod(LAYOUTS[layout]))
+
+def published_step(trainable: str, mesh: Mesh) -> Planned:
+    """The step of stage 1 at 7 B on a mesh, with `trainable` in place of what is published."""
     run = load_run(CONFIG)
-    stage = run.explicit
-    assert stage is not None and run.c2ser is not None
-    task = ChainOfThought(stage.task, run.c2ser.model(run.encoder))
-    mesh = make_mesh(MeshConfig(*LAYOUTS[layout]))
-    rows = CLIPS * batch_parts(mesh) * stage.loop.microbatches
+    assert run.explicit is not None and run.c2ser is not None
+    task_cfg: Any = dataclasses.replace(run.explicit.task, trainable=trainable)
+    task = ChainOfThought(task_cfg, run.c2ser.model(run.encoder))
+    return planned_step(task, run.explicit, mesh, samples=16000 * SECONDS)
 
-    def column(shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(mesh))
 
-    batch = {
-        "audio": column((16000 * SECONDS,), jnp.float32), "audio_samples": column(()),
-        "prompt": column((PROMPT,)), "prompt_tokens": column(()),
-        "answer": column((ANSWER,)), "answer_tokens": column(()),
-    }  # fmt: skip
+def planned_step(task: ChainOfThought, stage: CotStage, mesh: Mesh, *, samples: int) -> Planned:
+    """The step that the trainer would run on a mesh, for CLIPS clips in each microbatch."""
+    batch = _batch(CLIPS * batch_parts(mesh) * stage.loop.microbatches, samples, mesh)
     optimizer = optimizers.build(stage.optimizer, stage.loop.steps)
     schedule = optimizers.learning_rate_schedule(stage.optimizer, stage.loop.steps)
     whole = replicated(mesh)
@@ -82,109 +98,223 @@ def measure(layout: str, folder: Path) -> dict[str, float]:
             task, optimizer, batch, mesh=mesh, trainable=task.trainable,
             frozen_dtype=stage.loop.frozen_dtype, frozen_dtype_paths=stage.loop.frozen_dtype_paths,
         )  # fmt: skip
-        step = make_train_step(
-            task, optimizer, learning_rate=schedule, microbatches=stage.loop.microbatches
+    step = make_train_step(
+        task, optimizer, learning_rate=schedule, microbatches=stage.loop.microbatches
+    )
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    healthy, stop, key = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+        for shape, dtype in (((), bool), ((mesh.size,), bool), (key.shape, key.dtype))
+    )
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
+    return Planned(mesh, state, (state, healthy, batch, stop, key), jitted)
+
+
+def _batch(rows: int, samples: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    columns = {
+        "audio": (samples,), "audio_samples": (), "prompt": (PROMPT,), "prompt_tokens": (),
+        "answer": (ANSWER,), "answer_tokens": (),
+    }  # fmt: skip
+    kinds = {"audio": jnp.float32}
+    return {
+        name: jax.ShapeDtypeStruct(
+            (rows, *shape), kinds.get(name, jnp.int32), sharding=batch_sharding(mesh)
         )
-        places = jax.tree.map(lambda leaf: leaf.sharding, state)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
-        plain = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)  # noqa: E731
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        compiled = jitted.lower(
-            state, plain((), bool), batch, plain((mesh.size,), bool), plain(key.shape, key.dtype)
-        ).compile()
-    plan = compiled.memory_analysis()
-    assert plan is not None
-
-    def size(leaves: Any) -> float:
-        return sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(leaves)
-        ) / GB  # fmt: skip
-
-    frozen = flatten(state.frozen)
-    halves = [
-        leaf.sharding.shard_shape(leaf.shape)
-        for leaf in frozen.values()
-        if leaf.dtype == jnp.bfloat16
-    ] + [leaf.shape for leaf in frozen.values() if leaf.dtype == jnp.bfloat16]
-    temporaries, needed = plan.temp_size_in_bytes / GB, without_copies(folder, halves)
-    items = {
-        "frozen language model": size({p: v for p, v in frozen.items() if p.startswith("llm/")}),
-        "acoustic encoder and tables, frozen": size(
-            {p: v for p, v in frozen.items() if not p.startswith("llm/")}
-        ),
-        "trained parameters": size(state.trainable),
-        "AdamW moments": size(state.opt),
-        "everything else: gradients, activations, logits": temporaries * needed,
+        for name, shape in columns.items()
     }
-    kept = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    held = sum(items.values()) - temporaries * needed
-    items["batch, and results that reuse no argument"] = kept / GB - held
-    items["together"] = sum(items.values())
-    items["set apart: float32 copies of bfloat16 weights"] = temporaries * (1 - needed)
+
+
+def lowered(planned: Planned) -> Any:
+    """The step, traced and ready to be compiled."""
+    with jax.set_mesh(planned.mesh), nn.logical_axis_rules(RULES):
+        return planned.step.lower(*planned.arguments)
+
+
+def measure(planned: Planned) -> dict[str, float]:
+    """GB on each device of every item, from compiling the step for the CPU in two ways."""
+    program, state = lowered(planned), planned.state
+    plan, hoisted = (
+        program.compile(compiler_options=options).memory_analysis()
+        for options in (IN_PLACE, AS_IT_IS)
+    )
+    frozen = flatten(state.frozen)
+    llm = {path: leaf for path, leaf in frozen.items() if path.startswith("llm/")}
+    items = {
+        LLM: device_bytes(llm) / GB,
+        REST: (device_bytes(frozen) - device_bytes(llm)) / GB,
+        TRAINED: device_bytes(state.trainable) / GB,
+        MOMENTS: device_bytes(state.opt) / GB,
+        MOVING: plan.temp_size_in_bytes / GB,
+    }
+    items[OTHER] = plan_bytes(plan) / GB - sum(items.values())
+    items[TOGETHER] = sum(items.values())
+    items[COPIES] = (hoisted.temp_size_in_bytes - plan.temp_size_in_bytes) / GB
     return items
 
 
-def without_copies(folder: Path, halves: list[tuple[int, ...]]) -> float:
-    """The share of the temporaries that is needed without float32 copies of frozen weights.
+def device_bytes(leaves: Any) -> int:
+    """Bytes on one device of a tree of shapes with places."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(leaves)
+    )
 
-    halves: shapes of the bfloat16 weights; one layer's is a copy, too. The compiler's report lists
-    the places of its plan with the shapes of all values that take turns there; a place counts as
-    its largest value that is no copy.
+
+def unsplit(state: TrainState, axis: str = "fsdp") -> dict[str, int]:
+    """{kind of parameter: bytes on each device} of what a mesh axis does not split, largest first.
+
+    With trained parameters count their two moments; layers that are scanned are one parameter.
     """
-    (report,) = folder.glob("*train_step*memory-usage-report.txt")
-    dims = {tuple(sorted(shape)) for shape in halves}
-    dims |= {tuple(sorted(shape[1:])) for shape in halves if len(shape) == 3}
-    places: list[tuple[float, float]] = []
-    for part in report.read_text().split("cumulative_size;"):
-        found = [_place(line, dims) for line in part.splitlines()]
-        places = max(places, [place for place in found if place], key=len)  # the temporaries'
-    return sum(needed for _, needed in places) / sum(size for size, _ in places)
+    found: collections.Counter[str] = collections.Counter()
+    for words, tree, copies in (("frozen", state.frozen, 1), ("trained", state.trainable, 3)):
+        for path, leaf in flatten(tree).items():
+            if axis not in jax.tree.leaves(tuple(leaf.sharding.spec)):
+                part, *_, name = path.split("/")
+                found[f"{words} {part}/…/{name}"] += copies * device_bytes(leaf)
+    return dict(found.most_common())
 
 
-def _place(line: str, dims: set[tuple[int, ...]]) -> tuple[float, float] | None:
-    """(bytes, bytes without copies) of a line of the report; None for other lines."""
-    found = _SLOT.search(line)
-    if found is None:
-        return None
-    size, sizes = float(found[1]) * _UNITS[found[2]], [0.0]
-    for _, dtype, shape in _SHAPE.findall(found[3]):
-        lengths = tuple(int(n) for n in shape.split(",") if n)
-        if dtype != "f32" or tuple(sorted(lengths)) not in dims:
-            sizes.append(math.prod(lengths) * _WIDTHS.get(dtype, 4))
-    return size, min(size, max(sizes))
+def verdict(trainable: str, items: dict[str, float]) -> str:
+    """One sentence: whether the step fits a device of LIMIT GB, by the numbers of one device."""
+    needed, copies = items[TOGETHER], items[COPIES]
+    fits = "fits" if needed <= LIMIT else "does not fit"
+    return (
+        f"The LoRA step that trains {trainable} {fits} {LIMIT:.0f} GB on one device: it needs "
+        f"{needed:.1f} GB ({needed + copies:.1f} GB with XLA:CPU's copies)."
+    )
 
 
-def in_a_process(layout: str) -> dict[str, float]:
-    """What `measure` finds in a process of its own, whose compiler writes its report."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = f"--xla_dump_to={folder} --xla_dump_hlo_module_re=.*train_step.*"
-        environment = {**os.environ, "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
-        done = subprocess.run(
-            [sys.executable, __file__, "--layout", layout, "--folder", folder],
-            env={**environment, "JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, text=True,
-            check=True,
-        )  # fmt: skip
-    return json.loads(done.stdout.splitlines()[-1])
+def explanation() -> str:
+    """What is set apart and why, and what is not."""
+    cfg = load_run(CONFIG).c2ser
+    assert cfg is not None
+    head = 4 * cfg.llm.vocabulary * cfg.llm.width / GB
+    return (
+        "XLA:CPU multiplies in float32 alone and widens the bfloat16 weights of all layers before "
+        "the loop over them: what that costs is set apart, as no accelerator does it; the copies "
+        f"of one layer and of the head ({head:.2f} GB) remain in the figures."
+    )
+
+
+def random_state(shapes: TrainState) -> TrainState:
+    """A state of random weights and empty moments.
+
+    The largest leaves are made first, so that making them needs less than the step does.
+    """
+
+    def make(leaf: Any, draw: bool) -> jax.Array:
+        def weights() -> jax.Array:
+            if draw:
+                return 0.02 * jax.random.normal(jax.random.key(0), leaf.shape, leaf.dtype)
+            return jnp.zeros(leaf.shape, leaf.dtype)
+
+        return jax.jit(weights, out_shardings=leaf.sharding)()
+
+    flat, tree = jax.tree.flatten_with_path(shapes)
+    made: dict[int, jax.Array] = {}
+    for place in sorted(range(len(flat)), key=lambda i: -device_bytes(flat[i][1])):
+        path, leaf = flat[place]
+        made[place] = make(leaf, path[0].name in ("trainable", "frozen"))
+    return jax.tree.unflatten(tree, [made[place] for place in range(len(flat))])
+
+
+def run_step(planned: Planned) -> dict[str, float]:
+    """Peak GB of a step that is really taken: planned, measured, and measured before the step."""
+    program = lowered(planned).compile()
+    state, given = random_state(planned.state), random_arguments(planned)
+    before = peak_bytes(planned.mesh)
+    _, healthy, report = jax.block_until_ready(program(state, *given))
+    print(f"one step taken: loss {float(report['loss']):.3f}, healthy {bool(healthy)}")
+    return {
+        "planned": plan_bytes(program.memory_analysis()) / GB,
+        "measured": peak_bytes(planned.mesh) / GB,
+        "before": before / GB,
+    }
+
+
+def random_arguments(planned: Planned) -> tuple[Any, ...]:
+    """What a step takes beside its state: noise, whole prompts and answers of token 1."""
+    _, _, batch, stop, _ = planned.arguments
+    made = {name: jnp.ones(leaf.shape, leaf.dtype) for name, leaf in batch.items()}
+    made["audio"] = 0.1 * jax.random.normal(jax.random.key(1), batch["audio"].shape)
+    for name, column in (("audio_samples", "audio"), ("prompt_tokens", "prompt"),
+                         ("answer_tokens", "answer")):  # fmt: skip
+        made[name] = jnp.full(batch[name].shape, batch[column].shape[1], jnp.int32)
+    made = jax.device_put(made, batch_sharding(planned.mesh))
+    return jnp.bool_(True), made, jnp.zeros(stop.shape, bool), jax.random.key(2)
+
+
+def plan_bytes(plan: Any) -> int:
+    """Bytes on each device at the peak of a compiler's plan."""
+    kept = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return kept + plan.temp_size_in_bytes
+
+
+def peak_bytes(mesh: Mesh) -> float:
+    """The most bytes that were in use on the mesh's first device so far; nan on a CPU."""
+    return (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use", math.nan)
+
+
+def run(trainable: str) -> int:
+    """Takes one real step on one GPU. Exits with a sentence where there is none."""
+    if jax.default_backend() != "gpu":
+        raise SystemExit(
+            f"--run builds the 7 B state for real and needs a GPU, but JAX runs on a "
+            f"{jax.default_backend()} here: leave --run out to see the compiler's plan"
+        )
+    found = run_step(published_step(trainable, make_local_mesh()))
+    fits = "fits" if found["measured"] <= LIMIT else "does not fit"
+    print(
+        f"{trainable} on one {jax.devices()[0].device_kind}: {found['planned']:.2f} GB planned, "
+        f"{found['measured']:.2f} GB measured at the peak ({found['before']:.2f} GB before the "
+        f"step, while its state was made); it {fits} {LIMIT:.0f} GB"
+    )
+    return 0 if found["measured"] <= LIMIT else 1
+
+
+def show(trainable: str, layouts: list[str]) -> bool:
+    """Prints a column per layout, GB on each device; whether the step fits one device."""
+    steps = {}
+    for name in layouts:
+        sizes = LAYOUTS[name]
+        mesh = make_mesh(MeshConfig(*sizes)) if sizes else make_local_mesh()
+        steps[name] = published_step(trainable, mesh)
+    found = {name: measure(step) for name, step in steps.items()}
+    print(f"\n{trainable}, GB on each device | published, 1 device | " + " | ".join(found))
+    for item in found[layouts[0]]:
+        number = PUBLISHED.get(trainable, {}).get(item)
+        cells = ["" if number is None else f"{number:.2f}"]
+        print(" | ".join([item, *cells, *(f"{items[item]:.2f}" for items in found.values())]))
+    for name, step in steps.items():
+        if step.mesh.shape["fsdp"] > 1:
+            rest = unsplit(step.state)
+            listed = ", ".join(f"{kind} {size / 1e6:.2f}" for kind, size in rest.items())
+            print(f"{name} leaves {sum(rest.values()) / 1e6:.1f} MB whole on each device: {listed}")
+    one = found.get("1 device")
+    if one is not None:
+        print(verdict(trainable, one))
+    return one is None or one[TOGETHER] <= LIMIT
 
 
 def main() -> int:
-    """Prints one column per layout, GB on each device."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Prints plans, or with `--run` what a real step needs; 1 when a step doesn't fit."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layout", choices=LAYOUTS, help="only this one")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--trainable", choices=get_args(Trainable), help="only this choice of parts"
+    )
+    parser.add_argument("--run", action="store_true", help="take one real step, on one GPU")
     arguments = parser.parse_args()
-    if arguments.folder:
-        print(json.dumps(measure(arguments.layout, arguments.folder)))
-        return 0
-    names = [arguments.layout] if arguments.layout else list(LAYOUTS)
-    found = {name: in_a_process(name) for name in names}
-    print("GB on each device | published, 1 device | " + " | ".join(names))
-    for item in found[names[0]]:
-        published = f"{PUBLISHED[item]:.2f}" if item in PUBLISHED else ""
-        row = " | ".join(f"{found[name][item]:.2f}" for name in names)
-        print(f"{item} | {published} | {row}")
-    return 0
+    choices = [arguments.trainable] if arguments.trainable else list(PUBLISHED)
+    if arguments.run:
+        return run(choices[0])
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    layouts = [arguments.layout] if arguments.layout else list(LAYOUTS)
+    fitting = [show(trainable, layouts) for trainable in choices]
+    print(explanation())
+    return 0 if all(fitting) else 1
 
 
 if __name__ == "__main__":
