@@ -29,7 +29,7 @@ from c2ser_jax.evaluation.calibration import calibrate, scaled_probabilities
 from c2ser_jax.evaluation.html_report import html_report
 from c2ser_jax.evaluation.plots import confusion_picture
 from c2ser_jax.evaluation.report import group_table, percent, score_table
-from c2ser_jax.evaluation.runner import Labelled, check_leakage, match_labels
+from c2ser_jax.evaluation.runner import Labelled, audio_checksums, check_leakage, match_labels
 from c2ser_jax.extraction.clips import Clip, Failure
 from c2ser_jax.overrides import to_json
 from c2ser_jax.training.checkpoint import read_trained_on
@@ -109,15 +109,9 @@ class Evaluation:
         self.development = None
         if development is not None:
             self.development = self._read(development, cfg.data.root)
-            self._check_apart()
-        self.leakage = "not checked: data.allow_leakage"
-        if not cfg.data.allow_leakage:
-            source = FileSource(self.questions.utterances)
-            try:
-                self.leakage = check_leakage(read_trained_on(checkpoint), source)
-            except UserError as error:
-                advice = str(error).replace("--allow-leakage", "--data.allow_leakage True")
-                raise UserError(advice) from None
+            self._check_apart(self.development)
+            self._leakage(self.development, f"{development}: ")
+        self.leakage = self._leakage(self.questions)
         settings = {
             "model": inference.fingerprint(checkpoint),
             "config": to_json(cfg),
@@ -319,15 +313,37 @@ class Evaluation:
             [utterances[i] for i in places], [labelled.targets[i] for i in places], labelled
         )
 
-    def _check_apart(self) -> None:
-        assert self.development is not None
+    def _check_apart(self, development: Questions) -> None:
+        """Raises UserError where an id, or the very audio, is both scored and calibrated on."""
+        if self.cfg.data.allow_leakage:
+            return
         tested = {u.id for u in self.questions.utterances}
-        shared = [u.id for u in self.development.utterances if u.id in tested]
-        if shared and not self.cfg.data.allow_leakage:
+        shared = [u.id for u in development.utterances if u.id in tested]
+        if not shared:
+            heard = set(audio_checksums(FileSource(self.questions.utterances))) - {None}
+            sums = audio_checksums(FileSource(development.utterances))
+            pairs = zip(development.utterances, sums, strict=True)
+            shared = [u.id for u, sha256 in pairs if sha256 in heard]
+        if shared:
             raise UserError(
                 f"{len(shared)} utterances, such as {shared[0]!r}, are both scored and calibrated "
                 "on, which would flatter the calibration; give another development list"
             )
+
+    def _leakage(self, questions: Questions, which: str = "") -> str:
+        """What is known of utterances that the model was trained on; `which` list begins a refusal.
+
+        Raises:
+          UserError: it was trained on some.
+        """
+        if self.cfg.data.allow_leakage:
+            return "not checked: data.allow_leakage"
+        source = FileSource(questions.utterances)
+        try:
+            return check_leakage(read_trained_on(self.checkpoint), source)
+        except UserError as error:
+            advice = str(error).replace("--allow-leakage", "--data.allow_leakage True")
+            raise UserError(f"{which}{advice}") from None
 
     def _ask(self, condition: Condition, questions: Questions) -> None:
         """Asks about the utterances that the condition has no answer for."""

@@ -68,9 +68,20 @@ def match_labels(
     return Labelled(targets, [u.id for u in utterances if u.label is None], unknown)
 
 
-def check_leakage(
-    trained_on: Iterable[Mapping[str, Any]] | None, source: Source, *, threads: int = 2
-) -> str:
+def audio_checksums(source: Source, *, threads: int = 2) -> list[str | None]:
+    """SHA-256 of every utterance's audio; None where it cannot be read."""
+
+    def checksum(place: int) -> str | None:
+        try:
+            return source.scan(place, allow_silent=True).sha256
+        except BadAudio:
+            return None  # scoring will report it
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(checksum, range(len(source.utterances))))
+
+
+def check_leakage(trained_on: Iterable[Mapping[str, Any]] | None, source: Source) -> str:
     """Compares ids and audio checksums with what the model was trained on; returns what it found.
 
     Raises:
@@ -81,28 +92,18 @@ def check_leakage(
     rows = list(trained_on)
     ids = {row.get("id") for row in rows}
     hashes = {row["audio_sha256"]: row.get("id") for row in rows if row.get("audio_sha256")}
-
-    def checksum(place: int) -> str | None:
-        try:
-            return source.scan(place, allow_silent=True).sha256
-        except BadAudio:
-            return None  # scoring will report it
-
     for utterance in source.utterances:
         if utterance.id in ids:
             raise UserError(_leak(f"the id {utterance.id!r} is among the model's training data"))
-    places = range(len(source.utterances)) if hashes else range(0)
-    with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(checksum, places)
-        for place, sha256 in zip(places, found, strict=True):
-            if sha256 in hashes:
-                tested, trained = source.utterances[place].id, hashes[sha256]
-                raise UserError(
-                    _leak(
-                        f"the audio of {tested!r} is that of {trained!r}, which the model was "
-                        "trained on"
-                    )
+    for place, sha256 in enumerate(audio_checksums(source) if hashes else []):
+        if sha256 in hashes:
+            tested, trained = source.utterances[place].id, hashes[sha256]
+            raise UserError(
+                _leak(
+                    f"the audio of {tested!r} is that of {trained!r}, which the model was "
+                    "trained on"
                 )
+            )
     unheard = sum(not row.get("audio_sha256") for row in rows)
     if not unheard:
         return f"none: {len(rows)} training utterances share no id and no audio with the test data"

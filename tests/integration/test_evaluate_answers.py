@@ -357,3 +357,18 @@ def test_wrong_usage_is_one_sentence(model, corpus, development, tmp_path):
     trained = write_tiny_c2ser(tmp_path / "t", trained_on=[{"id": first}])
     with pytest.raises(UserError, match="among the model's training data.*allow_leakage True"):
         run(trained, corpus, tmp_path / "p")
+
+
+def test_development_data_that_was_trained_on_or_is_scored_is_refused(
+    oracle, corpus, development, tmp_path
+):
+    calibrated = ("--calibrate", str(development))
+    trained = write_tiny_c2ser(tmp_path / "t", trained_on=[{"id": ids(development)[3]}])
+    with pytest.raises(UserError, match=f"{development}: the id 'dev-.* is among .* training data"):
+        run(trained, corpus, tmp_path / "o", *calibrated)
+    renamed = corpus / "renamed.jsonl"
+    lines = (corpus / "scenes.jsonl").read_text().splitlines()[1:2]
+    renamed.write_text("".join(x.replace('"index": "', '"index": "dev-') + "\n" for x in lines))
+    with pytest.raises(UserError, match="1 utterances, such as 'dev-.*both scored and calibrated"):
+        run(trained, corpus, tmp_path / "o", "--calibrate", str(renamed))
+    assert not (tmp_path / "o").exists() and not oracle.asked
