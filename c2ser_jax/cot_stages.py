@@ -17,6 +17,7 @@ from c2ser_jax.data.audio import BadAudio
 from c2ser_jax.data.augmentation import AugmentConfig
 from c2ser_jax.data.cot_data import CotData, prompts_of
 from c2ser_jax.data.cot_text import CotText, cot_texts, read_cot_texts, write_cot_texts
+from c2ser_jax.data.labels import class_index
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.prompts import answer_language
 from c2ser_jax.data.speaking_style import StyleBounds
@@ -157,6 +158,7 @@ def _prepare(context: FoldRun, folder: Path) -> None:
     wanted = [u for u in [*fold.train, *fold.dev] if u.label is not None]
     if run.data.cot_texts:
         given = {one.id: one for one in read_cot_texts(run.data.cot_texts)}
+        _check_labels(run.data.cot_texts, given, wanted, context.labels)
         texts, bounds = [given[u.id] for u in wanted if u.id in given], StyleBounds()
     else:
         texts, bounds = _made_texts(context, wanted)
@@ -175,6 +177,21 @@ def _prepare(context: FoldRun, folder: Path) -> None:
         (folder / _TOKENIZER / name).write_bytes(data)
     bounds.save(folder / _BOUNDS)
     write_cot_texts(path, texts)  # last: what lies there is complete
+
+
+def _check_labels(
+    file: str, given: Mapping[str, CotText], rows: Sequence[Utterance], labels: Sequence[str]
+) -> None:
+    """Raises `UserError` for given answers that name another label than the list of utterances."""
+    for row in rows:
+        one = given.get(row.id)
+        if one is None or row.label is None:
+            continue
+        if class_index(one.label, labels) != class_index(row.label, labels, corpus=row.corpus):
+            raise UserError(
+                f"{file}: the answers of {row.id!r} name {one.label!r}, the list of utterances has "
+                f"{row.label!r} (classes: {', '.join(labels)}); correct one of them"
+            )
 
 
 def _made_texts(context: FoldRun, utterances: list[Utterance]) -> tuple[list[CotText], StyleBounds]:

@@ -9,7 +9,8 @@ import pytest
 
 from c2ser_jax.config import RunConfig
 from c2ser_jax.cot_stages import _answers, _write, train_answers
-from c2ser_jax.data.cot_rows import read_cot_texts
+from c2ser_jax.data.cot_rows import read_cot_texts, write_cot_texts
+from c2ser_jax.data.cot_text import make_text
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.sources import MemorySource
 from c2ser_jax.data.splits import Fold
@@ -162,6 +163,23 @@ def test_texts_and_tokenizer_are_made_once_and_bounds_from_training_rows(tmp_pat
         given = dataclasses.replace(RUN.data, cot_texts=str(file))
         again = fold_run(tmp_path / "given", stop, dataclasses.replace(RUN, data=given))
         assert _answers(again).texts == {one.id: one for one in read_cot_texts(file)}
+
+
+def test_given_answers_name_the_label_that_the_list_has(tmp_path):
+    file = tmp_path / "cot.jsonl"
+    named = dataclasses.replace(RUN.data, cot_texts=str(file))
+    with StopSignal() as stop:
+        context = fold_run(tmp_path / "run", stop, dataclasses.replace(RUN, data=named))
+        rows = context.fold.train[:2]
+        texts = [make_text(row, {}) for row in rows]
+        for label in ("happy", "sad"):  # no class, another class
+            wrong = make_text(dataclasses.replace(rows[0], label=label), {})
+            write_cot_texts(file, [wrong, texts[1]])
+            with pytest.raises(UserError, match=f"'u0' name '{label}', the list .* has 'angry'"):
+                _answers(context)
+        same = make_text(dataclasses.replace(rows[0], label="anger"), {})
+        write_cot_texts(file, [same, texts[1]])
+        assert _answers(context).texts.keys() == {"u0", "u1"}
 
 
 def test_a_tokenizer_that_the_weights_lack_rows_for_is_refused(tmp_path):
