@@ -24,7 +24,8 @@ class AnswerLog:
         """Opens a folder; `settings` is JSON that must equal an earlier run's to go on with it.
 
         Raises:
-          UserError: the folder holds the evaluation of something else, or cannot be written.
+          UserError: the folder holds the evaluation of something else, predictions of another
+            command, or cannot be written.
         """
         self.directory = directory
         self._rows: dict[tuple[str, str], Row] = {}
@@ -42,6 +43,11 @@ class AnswerLog:
                 for row in rows
                 if {"condition", "id"} <= set(row)
             }
+        elif (directory / PREDICTIONS).exists():
+            raise UserError(
+                f"{directory / PREDICTIONS} is of another command, since no {SETTINGS} lies beside "
+                "it; give another --output, or remove it"
+            )
         write_text(path, json.dumps(given, indent=1, ensure_ascii=False) + "\n")
         write_text(directory / PREDICTIONS, _lines(self._rows.values()))  # mends a cut-off line
         try:

@@ -434,5 +434,7 @@ def _row(utterance: Utterance, target: str, found: Row | Failure) -> Row:
 
 def _digest(utterances: Sequence[Utterance]) -> str:
     """A short hash of which utterances are asked about, and what is known of them."""
-    known = [[u.id, u.path, u.start, u.end, u.label] for u in utterances]
+    known = [
+        [u.id, u.path, u.start, u.end, u.channel, u.label, u.language, u.text] for u in utterances
+    ]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """The evaluation of answers on a corpus in Emo-Emilia's layout: every way to ask, and going on."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from c2ser_jax.answering import evaluation
 from c2ser_jax.answering.answer_log import AnswerLog
 from c2ser_jax.data.labels import EMO_EMILIA, class_index
+from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.spoken_scenes import SpokenScenesConfig, write_scenes
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluate import main
@@ -305,6 +307,25 @@ def test_a_finished_evaluation_asks_nothing_again_and_another_one_is_refused(
     assert "temperature" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds an evaluation with another config"):
         run(model, corpus, output, *options, "--seed", "3")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"language": "zh"}, {"extra": {"channel": 2}}, {"text": "no"}, {"label": "sad"}]
+)
+def test_whatever_is_known_of_an_utterance_tells_lists_apart(changed):
+    utterance = Utterance("u", "u.wav", label="happy", language="en", text="yes")
+    other = dataclasses.replace(utterance, **changed)
+    assert evaluation._digest([utterance]) != evaluation._digest([other])
+
+
+def test_predictions_of_another_command_are_not_emptied(oracle, model, corpus, tmp_path):
+    kept = tmp_path / "o" / "predictions.jsonl"
+    kept.parent.mkdir()
+    kept.write_text('{"id": "a", "label": "sad"}\n')
+    with pytest.raises(UserError, match="is of another command.*give another --output"):
+        run(model, corpus, kept.parent)
+    assert kept.read_text() == '{"id": "a", "label": "sad"}\n'
+    assert not (kept.parent / "evaluation.json").exists() and not oracle.asked
 
 
 def test_an_encoder_is_scored_by_the_same_command(corpus, tmp_path):
