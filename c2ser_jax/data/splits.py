@@ -67,7 +67,7 @@ def emobox_folds(
     `dev` is the set's own validation list, or `dev_share` of train (stratified by label, as EmoBox
     takes 20 % at random), or a whole training speaker. `unusable` are ids whose audio cannot be
     used: the folds go on without them. Raises `UserError` when other listed utterances are not
-    among ours, unless `allow_missing`.
+    among ours, unless `allow_missing`, and when two parts of a fold name the same one of ours.
     """
     from c2ser_jax.data.corpora.emobox import fold_lists
 
@@ -85,7 +85,7 @@ def emobox_folds(
             if missing and not allow_missing:
                 raise UserError(
                     f"{path}: {len(missing)} of {len(listed)} listed utterances are not in the "
-                    f"data, such such as {missing[0]!r}; give the whole corpus"
+                    f"data, such as {missing[0]!r}; give the whole corpus"
                 )
             found = [ours[key] for key in keys if key is not None]
             parts[part] = [row for row in found if row is not None]
@@ -94,7 +94,9 @@ def emobox_folds(
             rng_seed = seed + 1000 * number
             split = stratified_split if dev == "share" else _speaker_split
             train, held = split(train, dev_share, seed=rng_seed)
-        folds.append(Fold(f"fold-{number}", train, held, parts.get("test", [])))
+        fold = Fold(f"fold-{number}", train, held, parts.get("test", []))
+        check_disjoint(fold)
+        folds.append(fold)
     return folds
 
 
@@ -164,7 +166,10 @@ def check_disjoint(fold: Fold) -> None:
     for part in ("train", "dev", "test"):
         for row in getattr(fold, part):
             if seen.setdefault(row.id, part) != part:
-                raise UserError(f"{fold.name}: {row.id!r} is in {seen[row.id]} and in {part}")
+                raise UserError(
+                    f"{fold.name}: {row.id!r} is in {seen[row.id]} and in {part}; correct the "
+                    "lists, or give every listed utterance an id of its own"
+                )
 
 
 def join_key(name: str) -> str:

@@ -147,10 +147,23 @@ def test_emobox_folds_join_ids_of_any_punctuation(tmp_path):
 def test_listed_utterances_that_we_lack_are_refused(tmp_path):
     data = rows(3, 4)
     folder = write_folds(tmp_path / "set", [f"set-{u.id}" for u in data])
-    with pytest.raises(UserError, match="1 of 6 listed utterances are not in the data"):
+    with pytest.raises(
+        UserError, match="1 of 6 listed utterances are not in the data, such as"
+    ):
         emobox_folds(data[1:], folder)
     (first, _) = emobox_folds(data[1:], folder, allow_missing=True)
     assert len(first.test) == 5
+
+
+def test_lists_whose_parts_name_the_same_utterance_are_refused(tmp_path):
+    """Two keys whose files have one name, as in sets with a folder per part, are one of ours."""
+    data = rows(3, 4)
+    folder = write_folds(tmp_path / "set", [f"set-{u.id}" for u in data])
+    path = folder / "fold_2" / "emodb_test_fold_2.jsonl"
+    again = {"key": "set-test-0_00", "wav": "test/0_00.wav", "emo": "x"}
+    path.write_text(path.read_text() + json.dumps(again) + "\n")
+    with pytest.raises(UserError, match="fold-2: '0_00' is in (train|dev) and in test; correct"):
+        emobox_folds(data, folder)
 
 
 def test_folds_go_on_without_unusable_files_but_not_without_others(tmp_path):
