@@ -207,6 +207,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--manifest", nargs="+", required=True, metavar="LIST", help="labelled utterances")
     add("--root", metavar="DIR", help="where the manifest's relative paths start")
     add("--output", required=True, type=Path, metavar="FILE", help="jsonl to write")
+    add("--overwrite", action="store_true",
+        help="write FILE anew where it exists, corrections and all")  # fmt: skip
     add("--bounds", type=Path, metavar="FILE",
         help="bounds of the style words; read when it exists, else written")  # fmt: skip
     add("--labels", nargs="+", default=(), metavar="LABEL",
@@ -227,6 +229,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.workers < 0:
         raise UserError(f"--workers is {arguments.workers}; give 0 or more")
+    if arguments.output.exists() and not arguments.overwrite:
+        raise UserError(
+            f"{arguments.output} exists and may have been corrected by hand; give another --output "
+            "or --overwrite"
+        )
     check_writable(arguments.output.absolute().parent)
     if arguments.rationale_model:
         from c2ser_jax.rationales import check_model

@@ -148,3 +148,16 @@ def test_the_command_lists_what_it_leaves_out(tmp_path, capsys):
     (found,) = read_cot_texts(tmp_path / "cot.jsonl")
     assert found.id == "good" and found.implicit == "情感是<悲伤>。" and found.pitch == "middle"
     assert StyleBounds.load(bounds).by_speaker[""].keys() == {"rate", "pitch", "loudness"}
+
+
+def test_a_file_that_may_be_corrected_is_only_written_anew_when_asked_to(tmp_path):
+    line = {"id": "a", "path": "none.wav", "label": "sad", "text": "no", **LEVELS}
+    (tmp_path / "list.jsonl").write_text(json.dumps(line) + "\n")
+    output = tmp_path / "cot.jsonl"
+    output.write_text("corrected")
+    command = ["--manifest", str(tmp_path / "list.jsonl"), "--output", str(output)]
+    with pytest.raises(UserError, match="corrected by hand; give another --output or --overwrite"):
+        cot_text.main(command)
+    assert output.read_text() == "corrected"
+    assert cot_text.main([*command, "--overwrite"]) == 0
+    assert [one.id for one in read_cot_texts(output)] == ["a"]
