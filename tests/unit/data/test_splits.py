@@ -147,9 +147,7 @@ def test_emobox_folds_join_ids_of_any_punctuation(tmp_path):
 def test_listed_utterances_that_we_lack_are_refused(tmp_path):
     data = rows(3, 4)
     folder = write_folds(tmp_path / "set", [f"set-{u.id}" for u in data])
-    with pytest.raises(
-        UserError, match="1 of 6 listed utterances are not in the data, such as"
-    ):
+    with pytest.raises(UserError, match="1 of 6 listed utterances are not in the data, such as"):
         emobox_folds(data[1:], folder)
     (first, _) = emobox_folds(data[1:], folder, allow_missing=True)
     assert len(first.test) == 5
