@@ -108,7 +108,7 @@ def answer_clips(
     )
     kind = read_description(arguments.checkpoint).kind
     if kind == SPEECH_KIND:
-        labels = arguments.labels.split(",") if arguments.labels else None
+        labels = [x.strip() for x in arguments.labels.split(",")] if arguments.labels else None
         model = load(
             arguments.checkpoint, window_seconds=arguments.timeline, labels=labels, **options
         )
@@ -173,7 +173,8 @@ def write_rows(
             for start, end, found in _spans(row):
                 scores = found.get("probabilities", {})
                 cells = [f"{scores[name]:.6f}" if scores else "" for name in labels]
-                head = [row["file"], row["id"], start, end, found.get("label", "")]
+                label = "" if "error" in row else found["label"] or "none"
+                head = [row["file"], row["id"], start, end, label]
                 said = [found.get(name, "") for name in words]
                 writer.writerow([*head, *cells, *said, row.get("error", "")])
     else:

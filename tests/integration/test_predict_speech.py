@@ -10,7 +10,7 @@ import pytest
 
 from c2ser_jax.data.labels import EMO_EMILIA
 from c2ser_jax.errors import UserError
-from c2ser_jax.predict import main
+from c2ser_jax.predict import main, write_rows
 from tests.tiny_c2ser import write_tiny_c2ser
 from tests.tiny_models import voice, write_tiny, write_wav
 
@@ -61,6 +61,23 @@ def test_written_answers_have_their_words(model, files, capsys):
     assert {"rate", "pitch", "loudness", "transcript", "rationale"} <= set(cells)
     table = printed(capsys, "--checkpoint", model, *options, files[0], code=0)
     assert "none" in table.splitlines()[1]  # a free answer of random weights names no label
+
+
+def test_no_label_is_none_in_tables_and_null_in_json():
+    row = {"file": "a.wav", "id": "a", "label": None, "probabilities": {"sad": 1.0}, "seconds": 1.0}
+    found = {form: io.StringIO() for form in ("csv", "table", "jsonl")}
+    for form, stream in found.items():
+        write_rows([row, {"file": "b.wav", "id": "b", "error": "bad"}], ["sad"], form, stream)
+    told = list(csv.DictReader(io.StringIO(found["csv"].getvalue())))
+    assert [one["label"] for one in told] == ["none", ""]
+    assert "none" in found["table"].getvalue()
+    assert json.loads(found["jsonl"].getvalue().splitlines()[0])["label"] is None
+
+
+def test_blanks_between_labels_mean_nothing(model, files, capsys):
+    command = ["--checkpoint", model, "--format", "json", "--labels", "sad, happy ,angry"]
+    [row] = json.loads(printed(capsys, *command, files[0], code=0))
+    assert list(row["probabilities"]) == ["sad", "happy", "angry"]
 
 
 def test_a_lists_own_language_counts_unless_another_is_asked_for(model, files, tmp_path, capsys):
