@@ -68,7 +68,7 @@ class CorpusConfig:
     """For `speakers`: those held out, by name, whatever the seed; empty: `test_share` of them."""
     development: bool = True
     """Keep development utterances (another training speaker's) out of training, in runs with a
-    stage that uses them: the probe, or one with `loop.evaluate_every`."""
+    stage that uses them: the probe, or one with `<stage>.loop.evaluate_every`."""
     scan: Literal["decode", "header"] = "decode"
     """`decode` reads every file at the start and finds all bad ones; `header` trusts headers."""
     cache: bool = False
@@ -157,17 +157,17 @@ class CotStage:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self):
-        _check_warmup("a chain-of-thought stage's", self.optimizer, self.loop)
+        _check_warmup("<stage>", self.optimizer, self.loop)
         if self.loop.trainable != LoopConfig().trainable:
             raise UserError(
-                f"loop.trainable is {self.loop.trainable!r}: in a chain-of-thought stage "
-                "task.trainable names what is trained; leave loop.trainable out"
+                f"<stage>.loop.trainable is {self.loop.trainable!r}: in a chain-of-thought stage "
+                "<stage>.task.trainable names what is trained; leave loop.trainable out"
             )
         augment = self.batches.augment
         if augment.speed_probability or augment.mix_probability or augment.gain_db:
             raise UserError(
-                "batches.augment changes speed, loudness or words of the audio, which the answers "
-                "of a chain-of-thought stage name; only noise may be added there"
+                "<stage>.batches.augment changes speed, loudness or words of the audio, which the "
+                "answers of a chain-of-thought stage name; only noise may be added there"
             )
 
 
@@ -218,11 +218,12 @@ class RunConfig:
                 "or lists, or leave the probe out of stages"
             )
 
-        if self._evaluates() and (self.data.protocol == "all" or not self.data.development):
+        asking = self._evaluating()
+        if asking and (self.data.protocol == "all" or not self.data.development):
             raise UserError(
-                "loop.evaluate_every asks for losses on development data, and this run keeps none; "
-                "set data.development True with another data.protocol than all, or evaluate_every "
-                "None"
+                f"{asking[0]}.loop.evaluate_every asks for losses on development data, and this "
+                "run keeps none; set data.development True with another data.protocol than all, or "
+                f"{' and '.join(f'{name}.loop.evaluate_every' for name in asking)} None"
             )
         self._check_answering()
 
@@ -249,17 +250,23 @@ class RunConfig:
             if "explicit" in self.implicit.answers.modes:
                 raise UserError(
                     "the stage implicit starts from what explicit left: configure explicit, give "
-                    "--initial DIR of its model, or set both implicit.answers.explicit_share to 0"
+                    "--initial DIR of its model, or set "
+                    "implicit.answers.explicit_share_start and implicit.answers.explicit_share_end "
+                    "to 0"
                 )
 
     @property
     def uses_development(self) -> bool:
         """Whether a stage looks at development data; without one they are training data."""
-        return "probe" in self.configured_stages() or self._evaluates()
+        return "probe" in self.configured_stages() or bool(self._evaluating())
 
-    def _evaluates(self) -> bool:
-        stages = [getattr(self, name) for name in self.configured_stages() if name != "probe"]
-        return any(stage.loop.evaluate_every for stage in stages)
+    def _evaluating(self) -> list[StageName]:
+        """The stages that look at development data while they train."""
+        return [
+            name
+            for name in self.configured_stages()
+            if name != "probe" and getattr(self, name).loop.evaluate_every
+        ]
 
     @property
     def needs_labels(self) -> bool:

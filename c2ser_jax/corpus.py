@@ -109,7 +109,7 @@ def name_classes(run: RunConfig, fold: splits.Fold, labels: Sequence[str]) -> sp
     """The fold with every label as the class that means it ("anger" as "angry").
 
     A label that means no class becomes none where all training stages say so
-    (`batches.unknown_labels`), so that its row is neither a target nor scored.
+    (`<stage>.batches.unknown_labels`), so that its row is neither a target nor scored.
 
     Raises:
       UserError: a label means no class, and a stage refuses such labels.

@@ -124,6 +124,7 @@ def _stage_data(
             steps=stage.loop.steps,
             seed=context.run.seed,
             distils=stage.task.distillation_weight > 0,
+            stage=name,
             process_index=index,
             process_count=count,
         )

@@ -10,7 +10,7 @@ a row's two answers may end with alike.
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from c2ser_jax.data.scanning import Scanned
 from c2ser_jax.data.sources import Source
 from c2ser_jax.errors import UserError
 
+Prompts = Literal["published", "language"]
+TooLong = Literal["refuse", "leave_out"]
 MULTIPLE = 8
 """Prompts and answers are padded to a multiple of so many tokens."""
 
@@ -69,9 +71,9 @@ class AnswerConfig:
 
     explicit_share_start: float = 1.0
     explicit_share_end: float = 1.0
-    prompts: Literal["published", "language"] = "published"
+    prompts: Prompts = "published"
     max_answer_tokens: int = 200
-    too_long: Literal["refuse", "leave_out"] = "refuse"
+    too_long: TooLong = "refuse"
 
     def __post_init__(self):
         for name in ("explicit_share_start", "explicit_share_end"):
@@ -79,6 +81,11 @@ class AnswerConfig:
                 raise UserError(f"{name} is {getattr(self, name)}: give a share from 0 to 1")
         if self.max_answer_tokens < 1:
             raise UserError(f"max_answer_tokens is {self.max_answer_tokens}: give at least 1")
+        for name, known in (("prompts", Prompts), ("too_long", TooLong)):
+            if getattr(self, name) not in get_args(known):
+                raise UserError(
+                    f"answers.{name} is {getattr(self, name)!r}: use {' or '.join(get_args(known))}"
+                )
 
     def explicit_share(self, step: int, steps: int) -> float:
         """The probability that a row of `step` (from 0 to `steps` - 1) carries its explicit answer.
@@ -112,12 +119,13 @@ class CotData(TrainingData):
     """`TrainingData` whose batches carry prompts and answers.
 
     `texts` has the texts of every row by its id; `steps` is the number of steps of the stage;
-    `distils` adds what a teacher reads. Beside the columns of `TrainingData`: prompt int32[B, P],
-    prompt_tokens int32[B] (real ones), answer int32[B, L], answer_tokens int32[B] (its ending token
-    counted), explicit bool[B]; with `distils` the same of the explicit answer as teacher_prompt …
-    teacher_answer_tokens, and shared bool[B, K], True for those of a row's last K tokens that both
-    its answers end with. Empty rows have no tokens. `left_out` lists the ids of rows too long,
-    `languages` those that rows are asked in.
+    `distils` adds what a teacher reads; `stage` is the name under which sentences name options.
+    Beside the columns of `TrainingData`: prompt int32[B, P], prompt_tokens int32[B] (real ones),
+    answer int32[B, L], answer_tokens int32[B] (its ending token counted), explicit bool[B]; with
+    `distils` the same of the explicit answer as teacher_prompt … teacher_answer_tokens, and shared
+    bool[B, K], True for those of a row's last K tokens that both its answers end with. Empty rows
+    have no tokens. `left_out` lists the ids of rows too long, `languages` those that rows are asked
+    in.
     """
 
     def __init__(
@@ -132,10 +140,12 @@ class CotData(TrainingData):
         steps: int,
         seed: int,
         distils: bool = False,
+        stage: str = "",
         process_index: int = 0,
         process_count: int = 1,
     ):
         self.answers, self.steps, self.distils = answers, steps, distils
+        self._options = f"{stage}." if stage else ""
         self.left_out: list[str] = []
         modes = ("explicit", "implicit") if distils else answers.modes
         encoded = {
@@ -186,15 +196,17 @@ class CotData(TrainingData):
         speech = [n for n, scan in zip(names, found.scans, strict=True) if scan.samples > longest]
         most, wordy = self.answers.max_answer_tokens, [n for n in names if n in self._wordy]
         if self.answers.too_long == "refuse":
-            _refuse(speech, f"longer than batches.max_seconds {self.cfg.max_seconds}", "audio")
-            _refuse(wordy, f"longer than answers.max_answer_tokens {most}", "answer")
+            limit = f"batches.max_seconds {self.cfg.max_seconds}"
+            _refuse(speech, limit, "audio", self._options)
+            _refuse(wordy, f"answers.max_answer_tokens {most}", "answer", self._options)
         gone = {*speech, *wordy}
         self.left_out = [name for name in names if name in gone]
         kept = [i for i, name in enumerate(names) if name not in gone]
         if not kept:
             raise UserError(
-                f"all {len(names)} rows are longer than batches.max_seconds "
-                f"{self.cfg.max_seconds} or answers.max_answer_tokens {most}; raise them"
+                f"all {len(names)} rows are longer than {self._options}batches.max_seconds "
+                f"{self.cfg.max_seconds} or {self._options}answers.max_answer_tokens {most}; raise "
+                "them"
             )
         usable, scans = [found.usable[i] for i in kept], [found.scans[i] for i in kept]
         return replace(found, usable=usable, scans=scans)
@@ -281,10 +293,10 @@ def _padded(count: int) -> int:
     return max(1, -(-count // MULTIPLE)) * MULTIPLE
 
 
-def _refuse(names: list[str], limit: str, what: str) -> None:
+def _refuse(names: list[str], limit: str, what: str, options: str) -> None:
     if names:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         raise UserError(
-            f"the {what} of {', '.join(names[:_LISTED])}{more} is {limit}; raise it, shorten them, "
-            "or set answers.too_long to leave_out"
+            f"the {what} of {', '.join(names[:_LISTED])}{more} is longer than {options}{limit}; "
+            f"raise it, shorten them, or set {options}answers.too_long to leave_out"
         )

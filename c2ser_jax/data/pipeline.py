@@ -57,16 +57,20 @@ class DataConfig:
     def __post_init__(self):
         for name in ("max_seconds", "batch_seconds", "buckets", "row_multiple", "threads"):
             if not getattr(self, name) > 0:
-                raise UserError(f"batches.{name} must be above 0, got {getattr(self, name)}")
+                raise UserError(
+                    f"<stage>.batches.{name} must be above 0, got {getattr(self, name)}"
+                )
         if self.workers < 0:
-            raise UserError(f"batches.workers must not be negative, got {self.workers}")
+            raise UserError(f"<stage>.batches.workers must not be negative, got {self.workers}")
         for name in ("max_bad_share", "label_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise UserError(f"batches.{name} is a share from 0 to 1, got {value}")
+                raise UserError(f"<stage>.batches.{name} is a share from 0 to 1, got {value}")
         edges = self.bucket_seconds
         if edges is not None and (not edges or list(edges) != sorted(set(edges)) or edges[0] <= 0):
-            raise UserError(f"batches.bucket_seconds must be ascending lengths, got {edges}")
+            raise UserError(
+                f"<stage>.batches.bucket_seconds must be ascending lengths, got {edges}"
+            )
 
 
 class TrainingData:
@@ -91,8 +95,8 @@ class TrainingData:
     ):
         if cfg.row_multiple % process_count:
             raise UserError(
-                f"batches.row_multiple {cfg.row_multiple} must be a multiple of the number of "
-                f"processes, {process_count}"
+                f"<stage>.batches.row_multiple {cfg.row_multiple} must be a multiple of the number "
+                f"of processes, {process_count}"
             )
         self.cfg, self.seed = cfg, seed
         self._process, self._processes = process_index, process_count
@@ -163,8 +167,9 @@ class TrainingData:
         """Raises `UserError` with the list when `bad` are more than `max_bad_share` of all."""
         if len(bad) > self.cfg.max_bad_share * self._given:
             raise UserError(
-                f"{len(bad)} of {self._given} files cannot be used, more than batches.max_bad_share"
-                f" {self.cfg.max_bad_share} allows; mend or remove them, or raise the share:\n"
+                f"{len(bad)} of {self._given} files cannot be used, more than "
+                f"<stage>.batches.max_bad_share {self.cfg.max_bad_share} allows; mend or remove "
+                "them, or raise the share:\n"
                 f"{listing(list(bad))}"
             )
 

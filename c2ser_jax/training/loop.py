@@ -304,7 +304,7 @@ def check_rows(batch: Mapping[str, jax.Array], mesh: Mesh, microbatches: int) ->
         raise UserError(
             f"a batch of {rows} rows cannot be cut into {microbatches} microbatches over {parts} "
             f"device groups (mesh data × fsdp): make its rows a multiple of {parts * microbatches} "
-            "(batches.row_multiple)"
+            "(<stage>.batches.row_multiple)"
         )
 
 

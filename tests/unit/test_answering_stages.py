@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from c2ser_jax.config import RunConfig
-from c2ser_jax.cot_stages import _answers, _write, train_answers
+from c2ser_jax.cot_stages import Answers, _answers, _stage_data, _write, train_answers
 from c2ser_jax.data.cot_rows import read_cot_texts, write_cot_texts
 from c2ser_jax.data.cot_text import make_text
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.sources import MemorySource
+from c2ser_jax.data.speaking_style import StyleBounds
 from c2ser_jax.data.splits import Fold
+from c2ser_jax.data.tokenizer import check_tokenizer, train_tokenizer
 from c2ser_jax.errors import UserError
 from c2ser_jax.fold_run import FoldRun
 from c2ser_jax.initial_parts import (
@@ -165,6 +167,20 @@ def test_texts_and_tokenizer_are_made_once_and_bounds_from_training_rows(tmp_pat
         assert _answers(again).texts == {one.id: one for one in read_cot_texts(file)}
 
 
+def test_audio_that_is_too_long_is_refused_with_the_stages_option(tmp_path):
+    stage = RUN.explicit
+    assert stage is not None
+    short = dataclasses.replace(stage, batches=dataclasses.replace(stage.batches, max_seconds=0.7))
+    with StopSignal() as stop:
+        context = fold_run(tmp_path, stop)
+        rows = [u for u in context.fold.train if u.label]
+        texts = {row.id: make_text(dataclasses.replace(row, text="no"), {}) for row in rows}
+        tokenizer = train_tokenizer([one.explicit for one in texts.values()], 300)
+        answers = Answers(texts, StyleBounds(), tokenizer)
+        with pytest.raises(UserError, match="than explicit.batches.max_seconds 0.7.* explicit.ans"):
+            _stage_data(context, "explicit", short, answers)
+
+
 def test_given_answers_name_the_label_that_the_list_has(tmp_path):
     file = tmp_path / "cot.jsonl"
     named = dataclasses.replace(RUN.data, cot_texts=str(file))
@@ -183,8 +199,6 @@ def test_given_answers_name_the_label_that_the_list_has(tmp_path):
 
 
 def test_a_tokenizer_that_the_weights_lack_rows_for_is_refused(tmp_path):
-    from c2ser_jax.data.tokenizer import check_tokenizer, train_tokenizer
-
     tokenizer = train_tokenizer(["many words of many kinds"] * 3, vocabulary=270)
     with pytest.raises(UserError, match="language model 258 rows"):
         check_tokenizer(tokenizer, 258)
@@ -219,6 +233,14 @@ def test_the_ids_that_end_a_text_are_the_initial_models_and_are_passed_on(tmp_pa
     [
         ({"c2ser": None}, "needs a model: give c2ser"),
         ({"explicit": None}, "starts from what explicit left"),
+        (
+            {"explicit": None},
+            "implicit.answers.explicit_share_start and implicit.answers.explicit_share_end to 0",
+        ),
+        (
+            {"data": {"protocol": "all"}, "explicit": {"loop": {"evaluate_every": 2}}},
+            "^explicit.loop.evaluate_every asks for .* or explicit.loop.evaluate_every None",
+        ),
         ({"explicit": {"batches": {"max_seconds": 2.5}}}, "speech encoder hears 2 s at most"),
         ({"explicit": {"task": {"distillation_weight": 1.0}}}, "is for the stage implicit"),
         ({"explicit": {"loop": {"trainable": "llm/"}}}, "task.trainable names what is trained"),

@@ -132,7 +132,13 @@ def test_what_is_too_long_is_refused_or_left_out_but_never_cut():
         make_data(answers=none)
 
 
-@pytest.mark.parametrize("field, value", [("explicit_share_start", 1.5), ("max_answer_tokens", 0)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("explicit_share_start", 1.5), ("max_answer_tokens", 0), ("prompts", "publishd"),
+        ("too_long", "cut"),
+    ],
+)  # fmt: skip
 def test_impossible_settings_are_refused(field, value):
     with pytest.raises(UserError, match=field):
         dataclasses.replace(FALLING, **{field: value})
