@@ -1,6 +1,6 @@
 """What each pretraining loss is worth on EmoDB: the recipe of configs/emodb/loso.py without it.
 
-`python benchmarks/emodb_ablation.py --data ../shared/data/emodb` trains every variant on the seven
+`python benchmarks/emodb_ablation.py --data EMODB` trains every variant on the seven
 other speakers, scores it on three fixed ones held out together, with two seeds, and prints the
 table; it goes on where it was stopped.
 """

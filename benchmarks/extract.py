@@ -1,6 +1,6 @@
 """Feature extraction of a real corpus beside FunASR's own loop, with the same random weights.
 
-`python benchmarks/extract.py --data ../shared/data/emodb` runs, one after another on the same
+`python benchmarks/extract.py --data EMODB` runs, one after another on the same
 cores: half of the corpus through FunASR, the whole through our command in a fresh process with an
 empty compilation cache, the other half through FunASR; then our command's shapes once more in a
 second process. The last line is the ratio of audio seconds per second in steady state.

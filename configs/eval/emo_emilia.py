@@ -1,4 +1,4 @@
-"""Emo-Emilia: spontaneous speech, English and Chinese, seven emotions (Zhao et al. 2025).
+r"""Emo-Emilia: spontaneous speech, English and Chinese, seven emotions (Zhao et al. 2025).
 
 python -m c2ser_jax.evaluate --config configs/eval/emo_emilia.py --checkpoint DIR --output DIR \
     --data.manifest Emo-Emilia-ALL.jsonl --data.root DIR_WITH_WAV

@@ -1,6 +1,6 @@
-"""C2SER at 7 B, stage 1: Whisper medium, Emotion2Vec-S and Qwen2-7B learn explicit answers.
+r"""C2SER at 7 B, stage 1: Whisper medium, Emotion2Vec-S and Qwen2-7B learn explicit answers.
 
-python -m c2ser_jax.train --config configs/published/c2ser_explicit.py --data.manifest LIST
+python -m c2ser_jax.train --config configs/published/c2ser_explicit.py --data.manifest LIST \
     --initial EMOTION2VEC_S --initial_encoder WHISPER --initial_llm QWEN2
 
 with three directories that `python -m conversions` wrote. Values are those of C2SER-llm/config.yaml

@@ -1,6 +1,6 @@
-"""C2SER at 7 B, stage 2: from explicit answers to implicit ones, as the explicit share falls.
+r"""C2SER at 7 B, stage 2: from explicit answers to implicit ones, as the explicit share falls.
 
-python -m c2ser_jax.train --config configs/published/c2ser_implicit.py --data.manifest LIST
+python -m c2ser_jax.train --config configs/published/c2ser_implicit.py --data.manifest LIST \
     --initial EXPLICIT
 
 where EXPLICIT is the model directory that c2ser_explicit.py left, or a converted C2SER. All else is

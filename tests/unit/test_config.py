@@ -1,5 +1,6 @@
 """Config files load with or without .py; mistakes are one sentence before anything is allocated."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ def test_every_config_file_of_an_evaluation_gives_one(path):
     assert isinstance(import_config(path), EvaluateConfig)
     with pytest.raises(UserError, match="EvaluateConfig, not a RunConfig"):
         load_run(path)
+
+
+@pytest.mark.parametrize("path", [*RUNS, *EVALUATIONS], ids=lambda path: path.stem)
+def test_commands_over_several_lines_can_be_copied(path):
+    lines = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n")
+    for before, line in zip(lines, lines[1:], strict=False):
+        assert not line.startswith("    --") or before.endswith(" \\"), line
 
 
 def test_overrides_reach_every_part():
