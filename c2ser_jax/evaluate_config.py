@@ -37,7 +37,8 @@ class StabilityConfig:
     alone: bool = True
     """Ask about every utterance by itself, too."""
     items: int = 210
-    """Utterances that this is measured on, evenly spread over the list; 0: all."""
+    """Utterances that this, and constrained answers, are measured on, evenly spread over the list;
+    0: all."""
 
     def __post_init__(self):
         for name in ("wordings", "seeds", "items"):
@@ -56,7 +57,8 @@ class EvaluateConfig:
     modes: tuple[Mode, ...] = ("labels", "implicit", "explicit")
     """How every utterance is asked about; the first one's scores stand at the top."""
     constrained: bool = True
-    """Ask in the written modes again, with answers that are always in the label set."""
+    """Ask in the written modes again, with answers that are always in the label set; about the
+    `stability.items` utterances, not the whole list."""
     language: Literal["auto", "en", "zh"] = "auto"
     decoding: DecodingMode = "published"
     max_new_tokens: int | None = None

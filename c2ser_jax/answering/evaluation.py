@@ -179,10 +179,12 @@ class Evaluation:
         """Scores of what is answered, at a temperature."""
         modes = self.modes
         options: dict[str, Any] = dict(resamples=self.cfg.resamples, seed=self.cfg.seed)
+        part = self.questions.sample(self.cfg.stability.items) is not self.questions
         scored = {}
         for name in [*modes, *(f"{mode}, constrained" for mode in modes)]:
             if rows := self.log.rows(name):
                 scored[name] = answer_metrics(rows, self.labels, temperature=temperature, **options)
+                scored[name]["part"] = name not in modes and part
         bad = self.log.failures(lambda condition: not condition.startswith(DEVELOPMENT))
         if modes[0] not in scored:
             why = f"; the first one: {bad[0]['error']}" if bad else ""

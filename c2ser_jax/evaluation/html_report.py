@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 
 from c2ser_jax.data.audio import SAMPLE_RATE, BadAudio, read_audio
-from c2ser_jax.evaluation.report import SHOWN, TITLES, percent
+from c2ser_jax.evaluation.report import SHOWN, TITLES, percent, row_name
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2430;max-width:1000px;margin:2rem auto;
@@ -148,7 +148,10 @@ def _scores(summary: Mapping[str, Any]) -> str:
     header = ["%"]
     for name in SHOWN:
         header += [TITLES[name], "95 %"]
-    rows = [[name, *_score_cells(one), one["num"]] for name, one in summary["conditions"].items()]
+    rows = [
+        [row_name(name, one), *_score_cells(one), one["num"]]
+        for name, one in summary["conditions"].items()
+    ]
     floor = summary["conditions"][summary["mode"]]["constant_floor"]
     constant = [f"always {floor['label']}"]
     for name in SHOWN:

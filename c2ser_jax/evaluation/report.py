@@ -67,10 +67,15 @@ def class_table(metrics: Mapping[str, Any]) -> str:
     return text_table(["class", "precision", "recall", "F1", "items"], rows)
 
 
+def row_name(name: str, scores: Mapping[str, Any]) -> str:
+    """The name of scores, which tells those of a part of the list."""
+    return f"{name} (part of the list)" if scores.get("part") else name
+
+
 def group_table(by: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
     """One row per group of `grouped`, such as each speaker."""
     rows = [
-        [name, *(percent(scores[k]) for k in SHOWN), scores["num"]]
+        [row_name(name, scores), *(percent(scores[k]) for k in SHOWN), scores["num"]]
         for name, scores in groups.items()
     ]
     return text_table([by, *(TITLES[k] for k in SHOWN), "items"], rows)

@@ -11,11 +11,11 @@ import pytest
 from c2ser_jax.answering import evaluation
 from c2ser_jax.answering.answer_log import AnswerLog
 from c2ser_jax.data.labels import EMO_EMILIA, class_index
-from c2ser_jax.data.manifest import Utterance
+from c2ser_jax.data.manifest import Utterance, read_manifest
 from c2ser_jax.data.spoken_scenes import SpokenScenesConfig, write_scenes
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluate import main
-from c2ser_jax.extraction.clips import Failure
+from c2ser_jax.extraction.clips import Clip, Failure
 from c2ser_jax.inference import load
 from tests.tiny_c2ser import write_tiny_c2ser
 from tests.tiny_models import write_tiny
@@ -50,15 +50,22 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def development(tmp_path_factory):
-    """Other clips, an utterance of each emotion and speaker, as a list with ids of its own."""
+def development(model, tmp_path_factory):
+    """Other clips, an utterance of each emotion and speaker, as a list with ids of its own.
+
+    Every other one is labelled as the model answers, so that a temperature fits its scores.
+    """
     folder = tmp_path_factory.mktemp("development")
     cfg = SpokenScenesConfig(
         speakers=4, emotions=tuple(EMO_EMILIA), languages=("en", "zh"), utterances=1, seed=9
     )
     write_scenes(folder, cfg)
     path = folder / "scenes.jsonl"
-    path.write_text(path.read_text().replace('"index": "', '"index": "dev-'))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for index, answer in load(model).stream([Clip.of(u) for u in read_manifest(path)][::2]):
+        rows[2 * index]["emotion"] = answer.label
+    told = (json.dumps({**row, "index": f"dev-{row['index']}"}) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in told))
     return path
 
 
@@ -214,7 +221,7 @@ def test_a_temperature_is_fitted_on_development_data_and_written(finished, devel
     metrics, rows = read(output)
     fitted = metrics["calibration"]
     assert fitted["argmax_unchanged"] and fitted["num"] == 28
-    assert fitted["nll_after"] < fitted["nll_before"]
+    assert fitted["fitted"] and fitted["nll_after"] < fitted["nll_before"]
     assert fitted["temperature_before"] == 1.0 and fitted["temperature"] != 1.0
     assert fitted["test_ece_after"] == pytest.approx(
         metrics["conditions"]["labels"]["calibration"]["error"]
@@ -286,6 +293,9 @@ def test_the_report_is_one_file_with_playable_errors(finished):
     for word in ("Confusion", "Reliability", "<svg", "Worst errors", "seconds per clip", "kappa"):
         assert word in page
     assert len(page) < 8e6 + 2e5
+    for name in ("implicit", "explicit"):  # constrained answers are those of 14 of 28 utterances
+        assert f"<td>{name}, constrained (part of the list)</td>" in page
+        assert f"<td>{name}</td>" in page and f"{name} (part" not in page
 
 
 def test_a_finished_evaluation_asks_nothing_again_and_another_one_is_refused(
