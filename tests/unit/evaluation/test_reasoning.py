@@ -2,7 +2,7 @@
 
 import pytest
 
-from c2ser_jax.evaluation.reasoning import reasoning_scores, reasoning_table
+from c2ser_jax.evaluation.reasoning import SPOKEN_SCENES, reasoning_scores, reasoning_table
 
 LABELS = ["happy", "sad"]
 
@@ -42,7 +42,8 @@ def test_scores_are_what_counting_gives():
 
 
 def test_the_table_tells_what_is_reached_and_what_is_not():
-    lines = reasoning_table(reasoning_scores(ROWS, LABELS, {"words": 0.5})).splitlines()
+    scores = reasoning_scores(ROWS, LABELS, {"words": 0.5})
+    lines = reasoning_table(scores, SPOKEN_SCENES).splitlines()
     told = {line.split("  ")[0]: line.split()[-1] for line in lines[2:]}
     assert told["explicit: rate (50.0 by guessing)"] == "no"  # 25 is not 20 above 50
     assert told["explicit: loudness (100.0 by guessing)"] == "yes"
@@ -50,3 +51,13 @@ def test_the_table_tells_what_is_reached_and_what_is_not():
     assert told["scored labels"] == "yes" and told["explicit: no label of the set"] == "no"
     assert told["labels: no label of the set"] == "yes"
     assert not any("pitch" in line for line in lines)
+
+
+def test_nothing_is_expected_of_a_corpus_that_nobody_knows():
+    scores = reasoning_scores(ROWS, LABELS)
+    plain, expecting = reasoning_table(scores), reasoning_table(scores, SPOKEN_SCENES)
+    assert "expected" in expecting and "yes" in expecting and "≥" in expecting
+    for line, more in zip(plain.splitlines()[2:], expecting.splitlines()[2:], strict=True):
+        assert line.split()[-1].replace(".", "").isdigit()  # ends with what was reached
+        assert more.startswith(line)
+    assert "expected" not in plain
