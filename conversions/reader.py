@@ -69,8 +69,8 @@ def state_dict_path(tree: Any) -> tuple[str, ...]:
 def read_state_dict(path: str | Path) -> dict[str, Any]:
     """All tensors of a file's state dict by name, read into numpy arrays; nested dicts stay nested.
 
-    Meant for tests and small files: everything is in memory at once. Entries that are not
-    tensors are left out.
+    Public API for comparing small files with what was made of them: everything is in memory at
+    once. Entries that are not tensors are left out.
     """
     tree = open_checkpoint(path).tree
     for key in state_dict_path(tree):

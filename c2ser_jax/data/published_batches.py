@@ -1,6 +1,7 @@
 """How the released C2SER's training filtered, batched and padded its rows, kept for comparisons.
 
-Everything is a pure function of lengths or arrays. Batches for training are those of `batching`.
+Everything is a pure function of lengths or arrays. Batches for training are those of `batching`;
+this is public API for who compares a batch, or a loss, with the published trainer's.
 Source: `processor.py` of C2SER. Shapes: B rows of a batch, T mel frames, F mel bins, L answer
 tokens, P prompt tokens, E emotion vectors, W their width, N samples.
 """

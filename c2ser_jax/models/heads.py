@@ -11,7 +11,10 @@ from flax.linen.spmd import with_logical_constraint, with_logical_partitioning
 
 
 def length_mask(lengths, frames: int):
-    """Tells real frames from padding: lengths int[B] -> bool[B, T] with T = `frames`."""
+    """Tells real frames from padding: lengths int[B] -> bool[B, T] with T = `frames`.
+
+    Public API for who feeds the heads features of their own; tasks make their masks on the host.
+    """
     return jnp.arange(frames)[None, :] < jnp.asarray(lengths)[:, None]
 
 
@@ -19,7 +22,7 @@ def nonzero_sum_mask(features):
     """Upstream's mask, float[B, T, F] -> bool[B, T]: a frame counts if its features don't sum to 0.
 
     It loses a real frame that happens to sum to 0 and every frame of an all-zero utterance, so it
-    serves comparisons with published code only (emo-box/EmoBox, examples/sb/train.py).
+    is public API for comparisons with published code only (emo-box/EmoBox, examples/sb/train.py).
     """
     return jnp.sum(features, axis=-1) != 0
 

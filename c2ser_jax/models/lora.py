@@ -62,6 +62,8 @@ def unmerge(
 ) -> dict[str, Any]:
     """Undoes `merge`: takes the adapters out of the kernels again and puts the factors back.
 
+    Public API for who trains on from a merged model; imports merge, nothing here takes it back.
+
     adapters: a tree that holds the factors (others of its leaves are not looked at), such as the
     one that was merged. Equal to the kernels before merging up to rounding.
 

@@ -26,7 +26,9 @@ def utterance_regression(predictions, targets, present):
 
 
 def published_sums(frame_term, utterance_term, *, cls_weight: float = 1.0):
-    """The three sums of fairseq's criterion, for parity; it divides their total by the count.
+    """The three sums of fairseq's criterion, which divides their total by the count.
+
+    Public API for comparisons with the published trainer's logs; training takes the pairs above.
 
     frame_term and utterance_term are the (sum, count) pairs above. The utterance sum is multiplied
     by the number of masked frames (`sample_size`), so that the division leaves a sum over rows.
