@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from c2ser_jax.data.audio import SAMPLE_RATE
 from c2ser_jax.data.cot_data import AnswerConfig
 from c2ser_jax.data.pipeline import DataConfig
 from c2ser_jax.data.spoken_scenes import SpokenScenesConfig
@@ -233,7 +234,8 @@ class RunConfig:
         for name in (n for n in ANSWERING if n in stages):
             if self.c2ser is None:
                 raise UserError(f"the stage {name} needs a model: give c2ser, its parts' configs")
-            longest, stage = self.c2ser.model(self.encoder).max_samples / 16000, getattr(self, name)
+            longest = self.c2ser.model(self.encoder).max_samples / SAMPLE_RATE
+            stage = getattr(self, name)
             if stage.batches.max_seconds > longest:
                 raise UserError(
                     f"{name}.batches.max_seconds is {stage.batches.max_seconds}, the speech "

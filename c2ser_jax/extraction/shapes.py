@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from c2ser_jax.data.audio import SAMPLE_RATE
+
 TABLE_SECONDS = (1, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
 """Edges for short lists, the same in every run, so that the compilation cache serves the next."""
 LONG_LIST = 48
@@ -32,7 +34,7 @@ class Shape:
     rows: int
 
     def __str__(self) -> str:
-        return f"{self.rows} x {self.samples / 16000:.1f} s"
+        return f"{self.rows} x {self.samples / SAMPLE_RATE:.1f} s"
 
 
 def plan_shapes(
@@ -96,7 +98,7 @@ def _candidate_edges(lengths: np.ndarray, largest: int, fitted: bool) -> np.ndar
     if fitted:
         edges = np.unique(-(-lengths // QUANTUM_SAMPLES) * QUANTUM_SAMPLES)
     else:
-        table = np.array([int(seconds * 16000) for seconds in TABLE_SECONDS])
+        table = np.array([int(seconds * SAMPLE_RATE) for seconds in TABLE_SECONDS])
         table = np.append(table[table < largest], largest)
         edges = np.unique(table[np.searchsorted(table, lengths)])
     return np.unique(np.minimum(edges, largest))

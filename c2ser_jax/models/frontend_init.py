@@ -21,6 +21,7 @@ from flax.core import meta
 
 from c2ser_jax.errors import UserError
 from c2ser_jax.models.emotion2vec import ConvLayer, Emotion2VecConfig, LocalEncoder
+from c2ser_jax.models.log_mel import SAMPLE_RATE
 
 WINDOW_SAMPLES = 400
 HOP_SAMPLES = 160
@@ -91,10 +92,10 @@ def gabor_filters(layer: ConvLayer, cfg: FrontEndConfig) -> tuple[np.ndarray, np
             "constant: give 4 channels per band beside the constants"
         )
     edges = to_hertz(np.linspace(to_mel(cfg.low_hz), to_mel(cfg.high_hz), bands + 2))
-    seconds = (np.arange(layer.kernel) - (layer.kernel - 1) / 2) / 16000.0
+    seconds = (np.arange(layer.kernel) - (layer.kernel - 1) / 2) / SAMPLE_RATE
     kernel = np.zeros((layer.kernel, 1, layer.channels))
     for band, (low, centre, high) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
-        support = min(layer.kernel / 16000.0, 4.0 / (high - low))
+        support = min(layer.kernel / SAMPLE_RATE, 4.0 / (high - low))
         window = np.where(
             np.abs(seconds) <= support / 2, 0.5 + 0.5 * np.cos(2 * np.pi * seconds / support), 0.0
         )
@@ -114,7 +115,7 @@ def gabor_filters(layer: ConvLayer, cfg: FrontEndConfig) -> tuple[np.ndarray, np
 def mel_matrix(bands: int, cfg: FrontEndConfig) -> np.ndarray:
     """Triangular filters over the power spectrum, each summing to one: float32[257, M]."""
     edges = to_hertz(np.linspace(to_mel(cfg.low_hz), to_mel(cfg.high_hz), bands + 2))
-    bins = np.arange(TRANSFORM_SAMPLES // 2 + 1) * 16000.0 / TRANSFORM_SAMPLES
+    bins = np.arange(TRANSFORM_SAMPLES // 2 + 1) * SAMPLE_RATE / TRANSFORM_SAMPLES
     rise = (bins[:, None] - edges[:-2]) / np.diff(edges)[:-1]
     fall = (edges[2:] - bins[:, None]) / np.diff(edges)[1:]
     weights = np.maximum(np.minimum(rise, fall), 0.0)
@@ -169,7 +170,7 @@ def initial_front_end(
     if cfg.steps and not len(audio):
         raise UserError("the front end has no audio to be fitted on; give some, or set steps to 0")
     stem = LocalEncoder(encoder)
-    samples = max(round(cfg.seconds * 16000), encoder.receptive_samples)
+    samples = max(round(cfg.seconds * SAMPLE_RATE), encoder.receptive_samples)
     params = meta.unbox(stem.init(jax.random.key(seed), jnp.zeros((1, samples)))["params"])
     kernel, bias = gabor_filters(encoder.conv_layers[0], cfg)
     params["conv_0"] = {"kernel": kernel, **({"bias": bias} if encoder.conv_bias else {})}

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ _TRAINED_ON = "trained_on.jsonl"
 class ModelDescription:
     """What a model directory holds, beside the numbers."""
 
-    kind: str  # "emotion2vec" | "emotion2vec_classifier" | "emotion2vec_pretraining"
+    # "emotion2vec" | "emotion2vec_classifier" | "emotion2vec_pretraining" | "whisper_encoder" |
+    # "qwen2" | "c2ser"
+    kind: str
     model: dict[str, Any]  # the model config as a dictionary
     labels: list[str] | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -125,6 +127,25 @@ def read_description(directory: str | Path) -> ModelDescription:
             f"{FORMAT_VERSION}: update the library or convert the model again"
         )
     return _description(path, document)
+
+
+@contextlib.contextmanager
+def reading_config(directory: str | Path) -> Iterator[None]:
+    """Makes one sentence of whatever a directory's model config raises as it becomes a dataclass.
+
+    Raises:
+      UserError: a name that is no field, or a value that means nothing or has the wrong type.
+    """
+    path = Path(directory) / _CONFIG
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: the model config has a value of the wrong type ({error}); write or convert "
+            "the model again"
+        ) from None
 
 
 def temperature_of(description: ModelDescription) -> float:
