@@ -89,8 +89,9 @@ def get_config() -> RunConfig:
             task=CotConfig(trainable="link_and_encoder_and_lora"),
             answers=AnswerConfig(explicit_share_start=1.0, explicit_share_end=0.0),
             batches=batches,
-            optimizer=OptimizerConfig(
-                learning_rate=1.5e-3, weight_decay=0.01, warmup_steps=20, clip_norm=1.0
+            optimizer=OptimizerConfig(  # which stays high: short answers come late
+                learning_rate=1.5e-3, end_learning_rate=2e-4, schedule="linear",
+                weight_decay=0.01, warmup_steps=20, clip_norm=1.0,
             ),
             loop=LoopConfig(steps=600, log_every=50, save_every=600),
         ),
