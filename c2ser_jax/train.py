@@ -1,10 +1,12 @@
 """`python -m c2ser_jax.train --config FILE [--workdir DIR] [--a.b value]…`: runs a config's stages.
 
 Exit codes: 0 when the run is complete or a SIGTERM was answered by saving (the same command goes
-on), 2 for a mistake in what was given.
+on; for schedulers that would take that for done, C2SER_EXIT_WHEN_STOPPED names another code), 2 for
+a mistake in what was given.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from c2ser_jax.errors import UserError, run_command
@@ -29,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         raise UserError("--config is missing; try --config configs/quickstart.py")
 
+    when_stopped = _exit_when_stopped()
     # The processes of a run must join before anything touches a device.
     from c2ser_jax.parallel.distributed import initialize_from_environment
 
@@ -41,8 +44,18 @@ def main(argv: list[str] | None = None) -> int:
     enable_compilation_cache()
     workdir = Path(given.workdir) if given.workdir else Path("runs") / run.name
     progress = False if given.no_progress else None
-    execute(run, workdir, progress=progress, say=lambda line: print(line, flush=True))
-    return 0
+    found = execute(run, workdir, progress=progress, say=lambda line: print(line, flush=True))
+    return when_stopped if found is None else 0
+
+
+def _exit_when_stopped() -> int:
+    """The exit code of a run that a signal stopped before it was complete."""
+    told = os.environ.get("C2SER_EXIT_WHEN_STOPPED", "0")
+    if not told.isdecimal() or not 0 <= int(told) <= 255:
+        raise UserError(
+            f"C2SER_EXIT_WHEN_STOPPED is {told!r}; give an exit code from 0 to 255, such as 143"
+        )
+    return int(told)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,14 @@
 """SIGTERM at any moment of a run ends it with exit code 0, and the same command goes on."""
 
 import os
+import re
 import signal
+from pathlib import Path
+
+import pytest
 
 from c2ser_jax import corpus, scoring, stages
+from c2ser_jax.errors import UserError
 from c2ser_jax.training.checkpoint import TrainingCheckpoints
 from tests.integration.tiny_corpus import run
 
@@ -30,6 +35,21 @@ def test_a_signal_in_any_part_of_a_run_stops_it_and_the_next_start_goes_on(
         assert (tmp_path / "pretrain/model").exists() == ("probe" in left)
     assert run(tmp_path, *STAGES) == 0
     assert (tmp_path / "probe/metrics.json").exists()
+
+
+def test_a_scheduler_can_ask_for_another_exit_code_of_a_stopped_run(tmp_path, monkeypatch):
+    """Else an evicted pod would count as succeeded, and nothing would start it again."""
+    manifest = (Path(__file__).parents[2] / "launch" / "kubernetes.yaml").read_text("utf-8")
+    name = "C2SER_EXIT_WHEN_STOPPED"
+    [told] = re.findall(rf'name: {name} .*\n *value: "(\d+)"', manifest)
+    monkeypatch.setenv(name, told)
+    interrupt(monkeypatch, corpus, "scan_source")
+    assert run(tmp_path, *STAGES) == 143
+    monkeypatch.setattr("c2ser_jax.run._execute", lambda *of: {})
+    assert run(tmp_path, *STAGES) == 0  # it is complete
+    monkeypatch.setenv(name, "-1")
+    with pytest.raises(UserError, match="EXIT_WHEN_STOPPED is '-1'"):
+        run(tmp_path, *STAGES)
 
 
 def interrupt(monkeypatch, owner, name):
