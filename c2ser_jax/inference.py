@@ -29,7 +29,12 @@ from c2ser_jax.training.checkpoint import (
     read_description,
     read_params,
 )
-from c2ser_jax.training.model_directory import TOKENIZER, check_shapes, temperature_of
+from c2ser_jax.training.model_directory import (
+    TOKENIZER,
+    check_shapes,
+    reading_config,
+    temperature_of,
+)
 
 KINDS = ("emotion2vec", "emotion2vec_pretraining", "emotion2vec_classifier")
 SPEECH_KIND = "c2ser"
@@ -279,16 +284,9 @@ def model_config(
             f"{directory} holds a model of kind {description.kind!r}; this command knows "
             f"{', '.join((*KINDS, SPEECH_KIND))}"
         )
-    try:
+    with reading_config(directory):
         config = Emotion2VecConfig.from_dict(description.model)
         return dataclasses.replace(config, dtype=dtype) if dtype else config
-    except UserError as error:
-        raise UserError(f"{Path(directory) / 'config.json'}: {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{Path(directory) / 'config.json'}: the model config has a value of the wrong type "
-            f"({error}); write or convert the model again"
-        ) from None
 
 
 def check_params(

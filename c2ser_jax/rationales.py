@@ -23,7 +23,7 @@ from c2ser_jax.models.lora import merge
 from c2ser_jax.models.qwen2 import Qwen2, Qwen2Config
 from c2ser_jax.parallel.rules import unbox
 from c2ser_jax.training.checkpoint import flatten, read_description, read_params
-from c2ser_jax.training.model_directory import TOKENIZER, check_shapes
+from c2ser_jax.training.model_directory import TOKENIZER, check_shapes, reading_config
 
 KIND = "qwen2"
 _BATCH, _MULTIPLE, _NEW_TOKENS = 8, 32, 48
@@ -130,7 +130,8 @@ def check_model(directory: str | os.PathLike[str]) -> tuple[Qwen2Config, TextTok
             f"{directory} holds a model of kind {description.kind!r}; rationales need a Qwen2, "
             "converted by python -m conversions qwen2"
         )
-    cfg = Qwen2Config.from_dict(description.model)
+    with reading_config(directory):
+        cfg = Qwen2Config.from_dict(description.model)
     tokenizer = load_tokenizer(directory / TOKENIZER)
     check_tokenizer(tokenizer, cfg.vocabulary)
     return cfg, tokenizer

@@ -20,6 +20,7 @@ from c2ser_jax.training.model_directory import (
     TOKENIZER,
     check_shapes,
     ends_of,
+    reading_config,
     temperature_of,
 )
 
@@ -93,20 +94,13 @@ def speech_config(
     Raises:
       UserError: it makes no sense.
     """
-    try:
+    with reading_config(directory):
         config = C2serConfig.from_dict(description.model)
         if dtype is None:
             return config
         parts = ("acoustic", "encoder", "connector", "llm")
         changed = {n: dataclasses.replace(getattr(config, n), dtype=dtype) for n in parts}
         return dataclasses.replace(config, **changed)
-    except UserError as error:
-        raise UserError(f"{directory / 'config.json'}: {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{directory / 'config.json'}: the model config has a value of the wrong type "
-            f"({error}); write or convert the model again"
-        ) from None
 
 
 def speech_shapes(config: C2serConfig) -> dict[str, tuple[int, ...]]:

@@ -130,7 +130,7 @@ def read_description(directory: str | Path) -> ModelDescription:
 
 
 @contextlib.contextmanager
-def reading_config(directory: str | Path) -> Iterator[None]:
+def reading_config(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Makes one sentence of whatever a directory's model config raises as it becomes a dataclass.
 
     Raises:

@@ -1,6 +1,7 @@
 """A language model writes the reasons of answers, in batches, whatever their number."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -48,6 +49,16 @@ def test_another_model_or_tokenizer_gets_a_sentence(tmp_path):
     large = write(tmp_path / "large", train_tokenizer(["aaaa aaaa"] * 9, 259))
     with pytest.raises(UserError, match="belongs to the weights"):
         with_rationales([text], large)
+    config = json.loads((large / "config.json").read_text())
+    for name, value, sentence in (
+        ("width", "wide", "config.json: the model config has a value of the wrong type"),
+        ("lora", {"targets": 3}, "config.json: the model config has a value of the wrong type"),
+        ("widht", 3, "config.json: .*'widht'"),
+    ):
+        changed = {**config, "model": {**config["model"], name: value}}
+        (large / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=sentence):
+            with_rationales([text], large)
 
 
 def test_drawn_reasons_come_from_the_seed_and_the_id_whatever_the_batch(tmp_path):
