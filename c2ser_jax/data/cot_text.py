@@ -131,7 +131,8 @@ def check_row(row: Utterance, labels: Sequence[str] | None = None) -> None:
     if labels is not None and class_index(row.label, labels, corpus=row.corpus) is None:
         raise UserError(unknown_label(row.label, labels))
     if not has_words(row.text):
-        raise UserError("its transcript is empty; give `text`, which explicit answers quote")
+        own = " (its own `answer` is not what is trained on)" if row.extra.get("answer") else ""
+        raise UserError(f"its transcript is empty{own}; give `text`, which explicit answers quote")
     check_language(row.language)
 
 

@@ -29,9 +29,10 @@ def is_published_row(row: dict[str, Any]) -> bool:
 def standard_row(row: dict[str, Any]) -> dict[str, Any]:
     """The row in the fields of `Utterance`, whose `extra` gets what only C2SER's list knows.
 
-    `txt` is what the row is trained to answer: it becomes `answer` there, beside `task`, `mode`
-    ("explicit" or "implicit" for the two stages' tasks) and `emotion_vectors`, the file of its
-    vectors. It is the transcript, too, where the task begins with `<TRANSCRIBE>`, without tags.
+    `txt` is what upstream trains the row to answer: it becomes `answer` there, beside `task`,
+    `mode` ("explicit" or "implicit" for the two stages' tasks) and `emotion_vectors`, the file of
+    its vectors. They are kept for comparisons: the stages here make both answers of label,
+    transcript and voice, so a row without a transcript has none. `txt` is the transcript, too, where the task begins with `<TRANSCRIBE>`, without tags.
     The emotion is the row's own, or else the first tag of an `<EMOTION>` task's text. `<NONE>` is
     nothing, and "cn" is Chinese.
     """

@@ -1,10 +1,12 @@
 """Rows of C2SER's own list become utterances that say what they are trained to answer."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from c2ser_jax.data.cot_text import check_row
 from c2ser_jax.data.labels import canonical_label
 from c2ser_jax.data.manifest import read_manifest, write_manifest
 from c2ser_jax.errors import UserError
@@ -44,6 +46,14 @@ def test_tasks_answers_and_vectors_are_kept_and_fields_are_told_apart(tmp_path):
     assert (transcribed.text, transcribed.label) == ("hello there", "SAD")
     assert "mode" not in transcribed.extra
     assert [canonical_label(str(row.label)) for row in (explicit, implicit)] == ["angry", "sad"]
+
+
+def test_a_rows_own_answer_is_said_not_to_be_trained_on(tmp_path):
+    row, transcribed = read(tmp_path, EXPLICIT, TRANSCRIBED)
+    with pytest.raises(UserError, match="is empty .its own `answer` is not what is trained on.; g"):
+        check_row(row)
+    check_row(dataclasses.replace(row, text="no"))
+    check_row(dataclasses.replace(transcribed, language="en"))
 
 
 def test_our_own_layout_keeps_what_was_read(tmp_path):
