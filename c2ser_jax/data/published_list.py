@@ -32,9 +32,9 @@ def standard_row(row: dict[str, Any]) -> dict[str, Any]:
     `txt` is what upstream trains the row to answer: it becomes `answer` there, beside `task`,
     `mode` ("explicit" or "implicit" for the two stages' tasks) and `emotion_vectors`, the file of
     its vectors. They are kept for comparisons: the stages here make both answers of label,
-    transcript and voice, so a row without a transcript has none. `txt` is the transcript, too, where the task begins with `<TRANSCRIBE>`, without tags.
-    The emotion is the row's own, or else the first tag of an `<EMOTION>` task's text. `<NONE>` is
-    nothing, and "cn" is Chinese.
+    transcript and voice, so a row without a transcript has none. `txt` is the transcript, too,
+    where the task begins with `<TRANSCRIBE>`, without tags. The emotion is the row's own, or else
+    the first tag of an `<EMOTION>` task's text. `<NONE>` is nothing, and "cn" is Chinese.
     """
     told = {name: _told(value) if name in _DESCRIPTIVE else value for name, value in row.items()}
     rest = {name: value for name, value in told.items() if value is not None}
