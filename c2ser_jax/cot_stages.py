@@ -14,11 +14,11 @@ import numpy as np
 from c2ser_jax.config import ANSWERING, CotStage, RunConfig
 from c2ser_jax.corpus import source_of
 from c2ser_jax.data.audio import BadAudio
-from c2ser_jax.data.augmentation import AugmentConfig
 from c2ser_jax.data.cot_data import CotData, prompts_of
 from c2ser_jax.data.cot_text import CotText, cot_texts, read_cot_texts, write_cot_texts
 from c2ser_jax.data.labels import class_index
 from c2ser_jax.data.manifest import Utterance
+from c2ser_jax.data.pipeline import DataConfig
 from c2ser_jax.data.prompts import answer_language
 from c2ser_jax.data.speaking_style import StyleBounds
 from c2ser_jax.data.tokenizer import (
@@ -38,8 +38,7 @@ from c2ser_jax.initial_parts import (
     tokenizer_directory,
 )
 from c2ser_jax.overrides import to_json
-from c2ser_jax.parallel.distributed import data_share
-from c2ser_jax.stage_run import origin_of, row_multiple, train_stage, trained_on
+from c2ser_jax.stage_run import origin_of, stage_data, train_stage, trained_on
 from c2ser_jax.tasks.cot import TEACHER, ChainOfThought
 from c2ser_jax.tasks.trainable import select_params
 from c2ser_jax.training.checkpoint import ModelDescription, leaves_of, write_model
@@ -103,21 +102,18 @@ def _stage_data(
     context: FoldRun, name: str, stage: CotStage, answers: Answers
 ) -> tuple[CotData, CotData | None]:
     """The stage's training data, and development data where it evaluates on them."""
-    cfg, fold = stage.batches, context.fold
-    index, count = data_share(context.mesh)
-    rows = row_multiple(context, stage)
 
-    def data(utterances: list[Utterance], cfg) -> CotData:
+    def data(utterances: list[Utterance], cfg: DataConfig, index: int, count: int) -> CotData:
         known = [u for u in utterances if u.id in answers.texts]
         if not known:
             raise UserError(
-                f"{fold.name}: no utterance has texts for the stage {name}; give rows a label, or "
-                "data.cot_texts their ids"
+                f"{context.fold.name}: no utterance has texts for the stage {name}; give rows a "
+                "label, or data.cot_texts their ids"
             )
         return CotData(
             source_of(context.source, known),
             context.labels,
-            replace(cfg, row_multiple=rows),
+            cfg,
             stage.answers,
             answers.texts,
             answers.tokenizer,
@@ -129,10 +125,7 @@ def _stage_data(
             process_count=count,
         )
 
-    if not stage.loop.evaluate_every or not fold.dev:
-        return data(fold.train, cfg), None
-    plain = replace(cfg, sampling="shuffle", label_share=None, augment=AugmentConfig())
-    return data(fold.train, cfg), data(fold.dev, plain)
+    return stage_data(context, stage, data)
 
 
 def _answers(context: FoldRun) -> Answers:

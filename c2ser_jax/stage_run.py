@@ -1,17 +1,19 @@
 """What every training stage of a fold does alike: the loop around its task, and its origins."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from c2ser_jax.bad_files import NAME, add_bad_files, found_by_all
+from c2ser_jax.data.augmentation import AugmentConfig
+from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.pipeline import DataConfig, TrainingData
 from c2ser_jax.data.scanning import listing
 from c2ser_jax.fold_run import FoldRun
 from c2ser_jax.overrides import to_json
-from c2ser_jax.parallel.distributed import is_main_process, to_host
+from c2ser_jax.parallel.distributed import data_share, is_main_process, to_host
 from c2ser_jax.parallel.rules import batch_parts
 from c2ser_jax.tasks.task import Task
 from c2ser_jax.training.checkpoint import read_description, read_trained_on
@@ -22,6 +24,7 @@ from c2ser_jax.training.preemption import Stopped
 from c2ser_jax.training.state import final_params
 
 Params = Mapping[str, Any]
+Data = TypeVar("Data", bound=TrainingData)
 
 
 class Stage(Protocol):
@@ -84,6 +87,21 @@ def train_stage(
     if result.stopped_by_signal:
         raise Stopped
     return to_host(final_params(result.state, task.ema_paths))
+
+
+def stage_data(
+    context: FoldRun, stage: Stage, make: Callable[[list[Utterance], DataConfig, int, int], Data]
+) -> tuple[Data, Data | None]:
+    """The stage's training data, and development data where it evaluates on them.
+
+    `make(utterances, batches, process index, process count)` makes either.
+    """
+    fold, share = context.fold, data_share(context.mesh)
+    cfg = replace(stage.batches, row_multiple=row_multiple(context, stage))
+    if not stage.loop.evaluate_every or not fold.dev:
+        return make(fold.train, cfg, *share), None
+    plain = replace(cfg, sampling="shuffle", label_share=None, augment=AugmentConfig())
+    return make(fold.train, cfg, *share), make(fold.dev, plain, *share)
 
 
 def row_multiple(context: FoldRun, stage: Stage) -> int:

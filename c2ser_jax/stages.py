@@ -6,14 +6,12 @@ Layout of a fold's folder: `<stage>/metrics.jsonl`, `<stage>/checkpoints/`, `<st
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from c2ser_jax.config import ANSWERING, ClassifyStage, PretrainStage, RunConfig
 from c2ser_jax.corpus import sample_audio, source_of
-from c2ser_jax.data.augmentation import AugmentConfig
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.pipeline import DataConfig, TrainingData
 from c2ser_jax.evaluation.plots import curves_picture
@@ -22,9 +20,9 @@ from c2ser_jax.fold_run import FoldRun, alone, together
 from c2ser_jax.initial_parts import acoustic_encoder
 from c2ser_jax.models.frontend_init import initial_front_end
 from c2ser_jax.overrides import to_json
-from c2ser_jax.parallel.distributed import data_share, from_main_process
+from c2ser_jax.parallel.distributed import from_main_process
 from c2ser_jax.scoring import check_initial, score_model, score_probe
-from c2ser_jax.stage_run import origin_of, row_multiple, train_stage, trained_on
+from c2ser_jax.stage_run import origin_of, stage_data, train_stage, trained_on
 from c2ser_jax.tasks.classify import Classify
 from c2ser_jax.tasks.pretrain import Pretrain
 from c2ser_jax.training.checkpoint import (
@@ -163,21 +161,15 @@ def _stage_data(
     context: FoldRun, stage: PretrainStage | ClassifyStage
 ) -> tuple[TrainingData, TrainingData | None]:
     """The stage's training data, and development data where it evaluates on them."""
-    cfg, fold = stage.batches, context.fold
-    index, count = data_share(context.mesh)
-    rows = row_multiple(context, stage)
 
-    def data(utterances: list[Utterance], cfg: DataConfig) -> TrainingData:
+    def data(utterances: list[Utterance], cfg: DataConfig, index: int, count: int) -> TrainingData:
         return TrainingData(
             source_of(context.source, utterances),
             context.labels,
-            replace(cfg, row_multiple=rows),
+            cfg,
             seed=context.run.seed,
             process_index=index,
             process_count=count,
         )
 
-    if not stage.loop.evaluate_every or not fold.dev:
-        return data(fold.train, cfg), None
-    plain = replace(cfg, sampling="shuffle", label_share=None, augment=AugmentConfig())
-    return data(fold.train, cfg), data(fold.dev, plain)
+    return stage_data(context, stage, data)
