@@ -23,6 +23,7 @@ from c2ser_jax.extraction.engine import Engine, EngineConfig
 from c2ser_jax.extraction.features import Assembler, Granularity, TokenForm
 from c2ser_jax.extraction.inputs import clips_from
 from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecConfig
+from c2ser_jax.parallel.rules import unbox
 from c2ser_jax.training.checkpoint import (
     ModelDescription,
     flatten,
@@ -308,9 +309,4 @@ def encoder_shapes(config: Emotion2VecConfig) -> dict[str, tuple[int, ...]]:
     audio = jax.ShapeDtypeStruct((1, config.receptive_samples), np.float32)
     samples = jax.ShapeDtypeStruct((1,), np.int32)
     shapes = jax.eval_shape(Emotion2Vec(config).init, jax.random.key(0), audio, samples)
-    unboxed = jax.tree.map(
-        lambda leaf: leaf.unbox() if hasattr(leaf, "unbox") else leaf,
-        shapes["params"],
-        is_leaf=lambda leaf: hasattr(leaf, "unbox"),
-    )
-    return {name: tuple(leaf.shape) for name, leaf in flatten(unboxed).items()}
+    return {name: tuple(leaf.shape) for name, leaf in flatten(unbox(shapes["params"])).items()}
