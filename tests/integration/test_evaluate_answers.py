@@ -15,6 +15,7 @@ from c2ser_jax.data.manifest import Utterance, read_manifest
 from c2ser_jax.data.spoken_scenes import SpokenScenesConfig, write_scenes
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluate import main
+from c2ser_jax.evaluate_config import EvaluateConfig
 from c2ser_jax.extraction.clips import Clip, Failure
 from c2ser_jax.inference import load
 from tests.tiny_c2ser import write_tiny_c2ser
@@ -326,6 +327,11 @@ def test_whatever_is_known_of_an_utterance_tells_lists_apart(changed):
     utterance = Utterance("u", "u.wav", label="happy", language="en", text="yes")
     other = dataclasses.replace(utterance, **changed)
     assert evaluation._digest([utterance]) != evaluation._digest([other])
+
+
+def test_a_prior_is_left_out_behind_reasoning():
+    cfg = EvaluateConfig(prior=True)
+    assert [cfg.ask(mode).prior for mode in ("labels", "implicit", "explicit")] == [1, 1, 0]
 
 
 def test_predictions_of_another_command_are_not_emptied(oracle, model, corpus, tmp_path):
