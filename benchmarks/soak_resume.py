@@ -4,7 +4,6 @@ python benchmarks/soak_resume.py --kills 20
 """
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -14,20 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.integration import exact_runs  # noqa: E402
 
 
 def start(workdir: Path, *arguments: object) -> subprocess.Popen:
     """Starts the program of the tests, with the compiler's usual passes."""
-    command = [sys.executable, "-m", "tests.integration.tiny_pretraining", "--workdir", workdir]
-    environment = {**os.environ, "C2SER_COMPILATION_CACHE": str(workdir.parent / "cache")}
-    with open(workdir.with_suffix(".log"), "a") as log:
-        return subprocess.Popen(
-            [str(part) for part in (*command, *arguments)],
-            cwd=ROOT,
-            env=environment,
-            stderr=log,
-        )
+    return exact_runs.start(workdir, "tests.integration.tiny_pretraining", *arguments, settings={})
 
 
 def failed(workdir: Path, what: str) -> int:

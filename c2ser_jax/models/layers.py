@@ -49,8 +49,8 @@ def rounded(x):
 
     XLA:CPU contracts `a * b + c` into one instruction where both operations land in one kernel,
     which depends on the batch's shape: an utterance's last bits would depend on its neighbours. A
-    maximum with the lowest number stands between them and is not simplified away, as an
-    `optimization_barrier` is. The derivative is the identity's.
+    maximum with the lowest number stands between them; the compiler keeps it, where it removes
+    an `optimization_barrier`. The derivative is the identity's.
     """
     return jnp.maximum(x, jnp.finfo(x.dtype).min)
 

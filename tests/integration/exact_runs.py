@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,20 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMING = ("seconds", "compile_seconds", "steps_per_second", "audio_seconds_per_second")
 
 
-def start(workdir: Path, module: str, *arguments: object, processes: int = 1) -> subprocess.Popen:
-    """Starts `python -m module --workdir DIR …`; few compiler passes, as tests mostly compile."""
-    environment = {
-        **os.environ,
-        "C2SER_COMPILATION_CACHE": str(workdir.parent / "cache"),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONWARNINGS": "error",
-    }
+# Few compiler passes, as tests mostly compile.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONWARNINGS": "error"}
+
+
+def start(
+    workdir: Path,
+    module: str,
+    *arguments: object,
+    processes: int = 1,
+    settings: Mapping[str, str] = QUICK,
+) -> subprocess.Popen:
+    """Starts `python -m module --workdir DIR …` with these settings in its environment."""
+    cache = {"C2SER_COMPILATION_CACHE": str(workdir.parent / "cache")}
+    environment = {**os.environ, **cache, **settings}
     command = [sys.executable, "-m", module, "--workdir", workdir]
     if processes > 1:
         launcher = [sys.executable, "launch/local_multiprocess.py", "--processes", processes, "--"]
@@ -36,6 +43,26 @@ def start(workdir: Path, module: str, *arguments: object, processes: int = 1) ->
             stderr=log,
             start_new_session=True,
         )
+
+
+def measured_on_eight_devices(module: str, *arguments: object) -> dict:
+    """What `python -m module …`, which makes eight virtual devices, prints as its last line."""
+    environment = {
+        "C2SER_COMPILATION_CACHE": "off",
+        "JAX_PLATFORMS": "cpu",
+        "NPROC": "64",  # threads for collectives that wait for one another, whatever the machine
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", module, *(str(argument) for argument in arguments)],
+        cwd=ROOT,
+        env={**os.environ, **QUICK, **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def finish(process: subprocess.Popen, workdir: Path, code: int) -> None:

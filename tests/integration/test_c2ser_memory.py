@@ -1,33 +1,17 @@
 """A step's memory shrinks with the devices that split its state; the benchmark says what it saw."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from benchmarks.c2ser_memory import COPIES, TOGETHER, run, verdict
+from tests.integration.exact_runs import measured_on_eight_devices
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNTERS = 64  # bytes: step and optimizer counts, which every device holds
 
 
 @pytest.fixture(scope="module")
 def seen():
     """What tests/integration/split_memory.py measured on eight virtual devices."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.split_memory"],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "error"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return measured_on_eight_devices("tests.integration.split_memory")
 
 
 def test_a_devices_share_of_the_state_shrinks_with_fsdp(seen):

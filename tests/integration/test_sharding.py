@@ -1,38 +1,16 @@
 """Eight virtual devices (4 × 2) give one device's loss and gradients; checkpoints change meshes."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.integration.exact_runs import measured_on_eight_devices
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """What tests/integration/eight_devices.py measured, once for all tests here."""
-    directory = tmp_path_factory.mktemp("eight")
-    environment = {
-        **os.environ,
-        "C2SER_COMPILATION_CACHE": "off",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "NPROC": "64",  # threads for collectives that wait for one another, whatever the machine
-        "PYTHONWARNINGS": "error",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.eight_devices", str(directory)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
+    return measured_on_eight_devices(
+        "tests.integration.eight_devices", tmp_path_factory.mktemp("eight")
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("mesh", ["fsdp", "tensor"])

@@ -8,6 +8,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from c2ser_jax.errors import UserError
 from c2ser_jax.training.checkpoint import (
@@ -70,11 +71,10 @@ def test_a_model_is_read_back_as_it_was_written(tmp_path):
 
 
 def test_the_reference_library_reads_our_file_and_we_read_its(tmp_path):
-    safetensors = pytest.importorskip("safetensors.numpy")
     flat = {k: v for k, v in flatten(parameters()).items() if k != "encoder/half"}
     write_safetensors(tmp_path / "ours", leaves_of(flat))
-    safetensors.save_file(flat, tmp_path / "theirs")
-    for read in (safetensors.load_file(tmp_path / "ours"), read_safetensors(tmp_path / "theirs")):
+    save_file(flat, tmp_path / "theirs")
+    for read in (load_file(tmp_path / "ours"), read_safetensors(tmp_path / "theirs")):
         assert read.keys() == flat.keys()
         for path, array in flat.items():
             np.testing.assert_array_equal(read[path], array)
