@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import soxr
-from scipy.fft import irfft, next_fast_len
 
 from c2ser_jax.errors import UserError
 
@@ -64,13 +63,15 @@ def add_noise(
 
     The spectrum is drawn, and not filtered: one transform in place of two.
     """
-    size = next_fast_len(len(audio), real=True) or len(audio)
+    from scipy import fft  # slow to import, and most runs add no noise
+
+    size = fft.next_fast_len(len(audio), real=True) or len(audio)
     bins = size // 2 + 1
     spectrum = rng.standard_normal(2 * bins, dtype=np.float32).view(np.complex64)
     if colour:
         frequency = np.maximum(np.arange(bins, dtype=np.float32), 1)
         spectrum = spectrum * frequency ** np.float32(-colour / 2)
-    noise = np.asarray(irfft(spectrum, size))[: len(audio)]
+    noise = np.asarray(fft.irfft(spectrum, size))[: len(audio)]
     return mix(audio, noise, snr_db)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.signal import lfilter, sosfilt
 
 from c2ser_jax.data.audio import SAMPLE_RATE
 
@@ -71,6 +70,8 @@ class Voice:
 
 def say(words: Sequence[str], voice: Voice, mood: Prosody, rng: np.random.Generator) -> np.ndarray:
     """One utterance of words such as "mana" by a voice in a mood: float32[N] in [-1, 1)."""
+    from scipy import signal  # seconds to import, and every command reads the configs of speech
+
     tempo = max(0.4, mood.tempo * voice.habit.tempo)
     formants, voiced, friction = _tracks(words, tempo, rng)
     steps = len(voiced)
@@ -91,7 +92,7 @@ def say(words: Sequence[str], voice: Voice, mood: Prosody, rng: np.random.Genera
     gate = np.interp(at, np.arange(steps), voiced)
     source = gate * ((1 - breath) * pulses + 0.35 * breath * noise)
     tilt = float(np.clip(mood.tilt + voice.habit.tilt, 0.0, 0.92))
-    source = np.asarray(lfilter([1 - tilt], [1.0, -tilt], source))
+    source = np.asarray(signal.lfilter([1 - tilt], [1.0, -tilt], source))
 
     hiss = np.diff(noise, prepend=0.0) * np.interp(at, np.arange(steps), friction)
     sound = _resonate(source, formants * voice.tract) + 0.35 * hiss
@@ -154,6 +155,8 @@ def _glottal_pulses(phase: np.ndarray) -> np.ndarray:
 
 def _resonate(source: np.ndarray, formants: np.ndarray) -> np.ndarray:
     """Filters float64[N] by four resonators in series that move with formants float64[R, 4]."""
+    from scipy import signal
+
     pieces = -(-len(source) // _PIECE)
     middles = np.minimum(np.arange(pieces) * (_PIECE // _STEP) + 2, len(formants) - 1)
     hertz = np.minimum(formants[middles], 7000.0)
@@ -167,5 +170,5 @@ def _resonate(source: np.ndarray, formants: np.ndarray) -> np.ndarray:
     result = np.empty_like(source)
     for i in range(pieces):
         piece = slice(i * _PIECE, (i + 1) * _PIECE)
-        result[piece], state = sosfilt(sections[i], source[piece], zi=state)
+        result[piece], state = signal.sosfilt(sections[i], source[piece], zi=state)
     return result
