@@ -1,15 +1,19 @@
 """What every test runs under: quick compilation, and a compilation cache of the session's own."""
 
+import gc
 import importlib.metadata
 import os
 import tempfile
 
 # Code generation takes most of the tests' time and their arrays are tiny: LLVM optimises nothing,
-# and fused operations are emitted the plain way (a third of the time). XLA's own program stays the
-# same; the quickstart, which CI runs too, and the benchmarks compile as users do.
-_QUICK = "--xla_backend_optimization_level=0"
+# a program is one module of its, and fused operations are emitted the plain way (a third of the
+# time). XLA's own program stays the same; the quickstart, which CI runs too, and the benchmarks
+# compile as users do.
+_QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag that is not known aborts
     _QUICK += " --xla_cpu_use_fusion_emitters=false"
+
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects that stay
 
 _cache = None
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit all this
