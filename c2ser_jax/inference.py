@@ -5,6 +5,7 @@ tokens, C classes.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -304,6 +305,7 @@ def check_params(
     check_shapes(params, wanted, directory, under=("encoder/", "proj/"))
 
 
+@functools.lru_cache(maxsize=8)  # an initialisation is traced: about a second per model
 def encoder_shapes(config: Emotion2VecConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the encoder's parameters by path, without allocating any."""
     audio = jax.ShapeDtypeStruct((1, config.receptive_samples), np.float32)

@@ -1,6 +1,7 @@
 """From a model directory of kind "c2ser" to a model that answers."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def speech_config(
         return dataclasses.replace(config, **changed)
 
 
+@functools.lru_cache(maxsize=8)  # an initialisation is traced: seconds per model
 def speech_shapes(config: C2serConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters by path, without allocating any."""
     rows = lambda n, dtype: jax.ShapeDtypeStruct((1, n), dtype)  # noqa: E731

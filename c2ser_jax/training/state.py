@@ -4,6 +4,7 @@ Parameters are nested dicts; paths join with "/" ("encoder/blocks/attn/qkv/kerne
 expressions match from the start of a path and may stop anywhere ("encoder/" is the whole encoder).
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -84,7 +85,7 @@ def state_shapes(
     None: the model's own.
     Errors: UserError when `trainable` or `ema` matches no parameter, or the mesh does not fit.
     """
-    boxed = jax.eval_shape(task.init, jax.random.key(0), batch)
+    boxed = _initialiser(task).eval_shape(jax.random.key(0), batch)
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         unbox(boxed),
@@ -140,7 +141,7 @@ def create_state(
 
     def initialise(key: jax.Array) -> dict[str, Any]:
         zeros = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in batch.items()}
-        flat = flatten(unbox(task.init(key, zeros)))
+        flat = flatten(unbox(_initialiser(task)(key, zeros)))
         return {path: flat[path].astype(leaf.dtype) for path, leaf in missing.items()}
 
     places = {path: leaf.sharding for path, leaf in missing.items()}
@@ -163,6 +164,12 @@ def create_state(
 
     out = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     return jax.jit(complete, out_shardings=out, donate_argnums=0)(params)
+
+
+@functools.lru_cache(maxsize=1)
+def _initialiser(task: Any) -> Any:
+    """The task's jitted `init`, one object, so that shapes and values need one trace of it."""
+    return jax.jit(task.init)
 
 
 def check_leaves(given: Mapping[str, Any], target: Mapping[str, Any]) -> None:
