@@ -34,10 +34,11 @@ def printed(capsys, *arguments, code):
 
 
 def test_scored_labels_in_every_format(model, files, capsys):
+    rows = json.loads(printed(capsys, "--checkpoint", model, "--format", "json", *files, code=1))
     found = {}
-    for form in ("json", "jsonl", "csv", "table"):
-        found[form] = printed(capsys, "--checkpoint", model, "--format", form, *files, code=1)
-    rows = json.loads(found["json"])
+    for form in ("jsonl", "csv", "table"):
+        write_rows(rows, EMO_EMILIA, form, stream := io.StringIO())
+        found[form] = stream.getvalue()
     assert [row["file"] for row in rows] == files
     assert rows[1]["reason"] == "unreadable" and "error" in rows[1]
     for row in (rows[0], rows[2]):
@@ -81,15 +82,16 @@ def test_blanks_between_labels_mean_nothing(model, files, capsys):
 
 
 def test_a_lists_own_language_counts_unless_another_is_asked_for(model, files, tmp_path, capsys):
-    row = {"id": "one", "path": files[0], "language": "zh"}
-    (tmp_path / "list.jsonl").write_text(json.dumps(row) + "\n")
-    command = ["--checkpoint", model, "--format", "json"]
-    listed = json.loads(printed(capsys, *command, str(tmp_path / "list.jsonl"), code=0))
-    assert listed[0]["language"] == "zh"
-    plain = json.loads(printed(capsys, *command, files[0], code=0))
-    asked = json.loads(printed(capsys, *command, "--language", "zh", files[0], code=0))
-    assert plain[0]["language"] == "en"
-    assert listed[0]["probabilities"] == pytest.approx(asked[0]["probabilities"], abs=1e-6)
+    rows = [{"id": "one", "path": files[0], "language": "zh"}, {"id": "two", "path": files[0]}]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["--checkpoint", model, "--format", "json", str(tmp_path / "list.jsonl")]
+    listed, plain = json.loads(printed(capsys, *command, code=0))
+    assert listed["language"] == "zh" and plain["language"] == "en"
+    asked = json.loads(printed(capsys, *command, "--language", "zh", code=0))
+    for one in asked:
+        assert one["language"] == "zh"
+        assert listed["probabilities"] == pytest.approx(one["probabilities"], abs=1e-6)
+    assert plain["probabilities"] != pytest.approx(listed["probabilities"], abs=1e-3)
 
 
 def test_sections_of_long_audio_are_windows(model, tmp_path, capsys):

@@ -14,12 +14,12 @@ SLOW_SCORES = """
 import functools, sys, time
 import jax
 jax.distributed.initialize = functools.partial(
-    jax.distributed.initialize, shutdown_timeout_seconds=12
+    jax.distributed.initialize, shutdown_timeout_seconds=5
 )
 from c2ser_jax import scoring, train
 run_probe = scoring.run_probe
 def late(*arguments, **options):
-    time.sleep(16)
+    time.sleep(8)
     return run_probe(*arguments, **options)
 scoring.run_probe = late
 sys.exit(train.main(sys.argv[1:]))
