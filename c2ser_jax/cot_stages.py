@@ -176,12 +176,16 @@ def _prepare(context: FoldRun, folder: Path) -> None:
 def _check_labels(
     file: str, given: Mapping[str, CotText], rows: Sequence[Utterance], labels: Sequence[str]
 ) -> None:
-    """Raises `UserError` for given answers that name another label than the list of utterances."""
+    """Raises `UserError` for given answers that name another label than the list of utterances.
+
+    The labels of `rows` are among the classes `labels`.
+    """
     for row in rows:
         one = given.get(row.id)
-        if one is None or row.label is None:
+        if one is None:
             continue
-        if class_index(one.label, labels) != class_index(row.label, labels, corpus=row.corpus):
+        place = class_index(one.label, labels, corpus=row.corpus)
+        if place is None or labels[place] != row.label:
             raise UserError(
                 f"{file}: the answers of {row.id!r} name {one.label!r}, the list of utterances has "
                 f"{row.label!r} (classes: {', '.join(labels)}); correct one of them"

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from c2ser_jax.config import RunConfig
-from c2ser_jax.cot_stages import Answers, _answers, _stage_data, _write, train_answers
+from c2ser_jax.cot_stages import (
+    Answers,
+    _answers,
+    _check_labels,
+    _stage_data,
+    _write,
+    train_answers,
+)
 from c2ser_jax.data.cot_rows import read_cot_texts, write_cot_texts
 from c2ser_jax.data.cot_text import make_text
 from c2ser_jax.data.manifest import Utterance
@@ -196,6 +203,18 @@ def test_given_answers_name_the_label_that_the_list_has(tmp_path):
         same = make_text(dataclasses.replace(rows[0], label="anger"), {})
         write_cot_texts(file, [same, texts[1]])
         assert _answers(context).texts.keys() == {"u0", "u1"}
+
+
+def test_given_answers_may_say_in_words_what_the_corpus_codes():
+    rows = [Utterance(one, "", label=one, corpus="emodb") for one in ("W", "A")]
+    words = {"W": "angry", "A": "fearful"}
+    said = {
+        row.id: make_text(dataclasses.replace(row, label=words[row.id], text="no"), {})
+        for row in rows
+    }
+    _check_labels("cot.jsonl", said, rows, ["A", "W"])
+    with pytest.raises(UserError, match="answers of 'W' name 'fearful', .* has 'W'"):
+        _check_labels("cot.jsonl", {"W": said["A"]}, rows, ["A", "W"])
 
 
 def test_a_tokenizer_that_the_weights_lack_rows_for_is_refused(tmp_path):
