@@ -21,7 +21,7 @@ from c2ser_jax.data.speaking_style import ATTRIBUTES, StyleBounds
 from c2ser_jax.data.spoken_scenes import CORPUS, ceilings
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.probe_result import FoldResult
-from c2ser_jax.evaluation.reasoning import SPOKEN_SCENES, reasoning_scores, reasoning_table
+from c2ser_jax.evaluation.reasoning import reasoning_scores, reasoning_table
 from c2ser_jax.evaluation.report import write_text
 from c2ser_jax.extraction.clips import Failure, clips_of
 from c2ser_jax.fold_run import FoldRun
@@ -89,7 +89,7 @@ def tell_answers(run: RunConfig, results: Sequence[FoldResult], folder: Path) ->
     classes = list(rows[0]["probabilities"])
     known = ceilings(run.data.spoken_scenes.emotions) if run.data.corpus == CORPUS else None
     scores = reasoning_scores(rows, classes, known)
-    table = reasoning_table(scores, SPOKEN_SCENES if run.data.corpus == CORPUS else None)
+    table = reasoning_table(scores, judged=run.data.corpus == CORPUS)
     write_text(folder / "answers.json", json.dumps(scores, indent=1) + "\n")
     write_text(folder / "answers.txt", table + "\n")
     return table

@@ -8,7 +8,6 @@ level or None}, and `answers` {condition: {"label", and of written ones "named",
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from c2ser_jax.data.answer_text import word_errors
@@ -19,21 +18,14 @@ from c2ser_jax.evaluation.report import percent, text_table
 
 Row = Mapping[str, Any]
 
-
-@dataclass(frozen=True)
-class Expected:
-    """What the answers about a corpus are expected to reach, as shares."""
-
-    style_margin: float
-    """How far style words lie above their most frequent level."""
-    most_word_errors: float
-    mode_margin: float
-    """How far implicit answers may lie below explicit ones."""
-    most_outside: float
-    """Answers without a label of the set."""
-
-
-SPOKEN_SCENES = Expected(0.20, 0.50, 0.05, 0.02)
+# What answers about the embedded spoken scenes are expected to reach, as shares.
+STYLE_MARGIN = 0.20
+"""How far style words lie above their most frequent level."""
+MOST_WORD_ERRORS = 0.50
+MODE_MARGIN = 0.05
+"""How far implicit answers may lie below explicit ones."""
+MOST_OUTSIDE = 0.02
+"""Written answers without a label of the set."""
 
 
 def reasoning_scores(
@@ -73,12 +65,12 @@ def reasoning_scores(
     return found
 
 
-def reasoning_table(scores: Mapping[str, Any], expected: Expected | None = None) -> str:
-    """A line per criterion: what was reached, and where something is expected, whether it is."""
+def reasoning_table(scores: Mapping[str, Any], judged: bool = False) -> str:
+    """A line per criterion: what was reached; of `judged` answers also what is expected of them."""
     conditions, lines = scores["conditions"], []
 
     def line(what: str, value: float, bound: float | None = None, least: bool = True) -> None:
-        if bound is None or expected is None:
+        if bound is None or not judged:
             lines.append([what, percent(value), "", ""])
             return
         reached = value >= bound - 1e-9 if least else value <= bound + 1e-9
@@ -94,23 +86,22 @@ def reasoning_table(scores: Mapping[str, Any], expected: Expected | None = None)
     if explicit:
         for name, style in explicit["styles"].items():
             if style["num"]:
-                bound = expected and min(1.0, style["majority"] + expected.style_margin)
+                bound = min(1.0, style["majority"] + STYLE_MARGIN)
                 line(f"explicit: {name} ({percent(style['majority'])} by guessing)",
                      style["accuracy"], bound)  # fmt: skip
         if explicit["word_error_rate"] is not None:
-            most = expected and expected.most_word_errors
-            line("explicit: word error rate", explicit["word_error_rate"], most, False)
+            line("explicit: word error rate", explicit["word_error_rate"], MOST_WORD_ERRORS, False)
         line("explicit: label", explicit["accuracy"])
     if implicit:
-        bound = explicit["accuracy"] - expected.mode_margin if explicit and expected else None
+        bound = explicit["accuracy"] - MODE_MARGIN if explicit else None
         line("implicit: label", implicit["accuracy"], bound)
     if scored := conditions.get("labels"):
         written = [one["accuracy"] for one in (explicit, implicit) if one]
         line("scored labels", scored["accuracy"], max(written, default=None))
     for name, one in conditions.items():
-        most = expected and (expected.most_outside if name in ("explicit", "implicit") else 0.0)
+        most = MOST_OUTSIDE if name in ("explicit", "implicit") else 0.0
         line(f"{name}: no label of the set", one["outside"], most, False)
-    if expected is None:
+    if not judged:
         return text_table(["% of test answers", "reached"], [line[:2] for line in lines])
     return text_table(["% of test answers", "reached", "expected", ""], lines)
 

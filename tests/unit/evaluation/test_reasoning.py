@@ -2,7 +2,7 @@
 
 import pytest
 
-from c2ser_jax.evaluation.reasoning import SPOKEN_SCENES, reasoning_scores, reasoning_table
+from c2ser_jax.evaluation.reasoning import reasoning_scores, reasoning_table
 
 LABELS = ["happy", "sad"]
 
@@ -43,7 +43,7 @@ def test_scores_are_what_counting_gives():
 
 def test_the_table_tells_what_is_reached_and_what_is_not():
     scores = reasoning_scores(ROWS, LABELS, {"words": 0.5})
-    lines = reasoning_table(scores, SPOKEN_SCENES).splitlines()
+    lines = reasoning_table(scores, judged=True).splitlines()
     told = {line.split("  ")[0]: line.split()[-1] for line in lines[2:]}
     assert told["explicit: rate (50.0 by guessing)"] == "no"  # 25 is not 20 above 50
     assert told["explicit: loudness (100.0 by guessing)"] == "yes"
@@ -55,7 +55,7 @@ def test_the_table_tells_what_is_reached_and_what_is_not():
 
 def test_nothing_is_expected_of_a_corpus_that_nobody_knows():
     scores = reasoning_scores(ROWS, LABELS)
-    plain, expecting = reasoning_table(scores), reasoning_table(scores, SPOKEN_SCENES)
+    plain, expecting = reasoning_table(scores), reasoning_table(scores, judged=True)
     assert "expected" in expecting and "yes" in expecting and "≥" in expecting
     for line, more in zip(plain.splitlines()[2:], expecting.splitlines()[2:], strict=True):
         assert line.split()[-1].replace(".", "").isdigit()  # ends with what was reached
