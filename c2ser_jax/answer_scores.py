@@ -31,10 +31,11 @@ from c2ser_jax.scoring import fold_result
 def score_answers(context: FoldRun, name: str) -> FoldResult | None:
     """Asks the model that the stage `name` left about the fold's test utterances.
 
-    Answers are written greedily, as long as the stage's answers may be. `predicted` is the scored
-    label where the stage trains short answers, else the one that is likeliest behind the explicit
-    answer's reasoning. Rows also hold `answers`, what was said under every condition, and what is
-    true: `language`, `transcript`, `levels`. None without a labelled test utterance.
+    Answers are written greedily, as long as the stage's answers and the model's context may be.
+    `predicted` is the scored label where the stage trains short answers, else the one that is
+    likeliest behind the explicit answer's reasoning. Rows also hold `answers`, what was said under
+    every condition, and what is true: `language`, `transcript`, `levels`. None without a labelled
+    test utterance.
 
     Raises:
       UserError: the model cannot be asked.
@@ -52,7 +53,7 @@ def score_answers(context: FoldRun, name: str) -> FoldResult | None:
         asks["implicit"] = Ask("implicit", decoding="greedy")
         asks["implicit, constrained"] = Ask("implicit", decoding="greedy", constrained=True)
     if "explicit" in answers.modes:
-        limit = min(answers.max_answer_tokens, model.engine.new_tokens(Ask("explicit")))
+        limit = max(1, min(answers.max_answer_tokens, model.engine.room(Ask("explicit"))))
         asks["explicit"] = Ask("explicit", decoding="greedy", max_new_tokens=limit)
     first = next(iter(asks))
     said: dict[str, dict[str, Any]] = {u.id: {} for u in test}

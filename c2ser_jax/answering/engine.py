@@ -154,8 +154,12 @@ class AnswerEngine:
             return 0
         if ask.mode == "implicit" and ask.constrained:
             return self.texts.longest
-        room = self.cfg.llm.max_positions - self._positions(ask)
-        return ask.max_new_tokens or max(_FEWEST_NEW_TOKENS, min(NEW_TOKENS[ask.mode], room))
+        most = min(NEW_TOKENS[ask.mode], self.room(ask))
+        return ask.max_new_tokens or max(_FEWEST_NEW_TOKENS, most)
+
+    def room(self, ask: Ask) -> int:
+        """Positions that the model's context leaves for an answer; below 1 it is too short."""
+        return self.cfg.llm.max_positions - self._positions(ask)
 
     def check_context(self, ask: Ask) -> None:
         """Raises UserError when the longest prompt, speech and answer don't fit the model."""

@@ -7,7 +7,7 @@ import pytest
 
 from c2ser_jax import answer_scores, inference
 from c2ser_jax.answer_scores import score_answers, tell_answers
-from c2ser_jax.answering.ask import Answer
+from c2ser_jax.answering.ask import Answer, Ask
 from c2ser_jax.data.cot_data import AnswerConfig
 from c2ser_jax.data.cot_text import implicit_answer, make_text, write_cot_texts
 from c2ser_jax.data.manifest import Utterance
@@ -120,6 +120,25 @@ def test_given_texts_say_what_is_true_and_not_how_long_answers_may_be(
     assert limits == [12] and context.lost == ["t4"]
     for row in result.rows:
         assert row["predicted"] == row["answers"]["explicit, constrained"]["label"]
+
+
+@pytest.mark.parametrize("tokens", [450, 5000])
+def test_explicit_answers_end_where_the_stage_or_the_context_does(
+    context, model, monkeypatch, tokens
+):
+    limits, room = [], model.engine.room(Ask("explicit"))
+    assert 450 < room < 5000
+
+    def noted(clips, ask):
+        limits.append(ask.max_new_tokens)
+        model.engine.check_context(ask)
+        return answers(clips, ask)
+
+    monkeypatch.setattr(model, "stream", noted)
+    stage = dataclasses.replace(STAGE, answers=AnswerConfig(max_answer_tokens=tokens))
+    longer = dataclasses.replace(context.run, explicit=stage)
+    score_answers(dataclasses.replace(context, run=longer), "explicit")
+    assert limits == [min(tokens, room)]
 
 
 def test_a_clip_that_fails_in_one_way_only_is_left_out(context, model, monkeypatch):
