@@ -207,13 +207,13 @@ class AnswerEngine:
     def _dispatch(self, ask: Ask, batch: Batch) -> tuple[list[Segment], Found]:
         rows, samples = batch.shape.rows, batch.shape.samples
         audio, lengths = np.zeros((rows, samples), np.float32), np.zeros(rows, np.int32)
-        seeds = np.zeros(rows, np.uint32)
+        seeds, draws = np.zeros(rows, np.uint32), ask.mode != "labels" and ask.decoding == "sample"
         for row, segment in enumerate(batch.segments):
             n = lengths[row] = len(segment.audio)
             audio[row, :n] = segment.audio
-            # A row's draws come from what is heard, whatever it is called or batched with.
-            place = zlib.crc32(str(segment.kept.offset).encode())
-            seeds[row] = zlib.crc32(segment.audio.tobytes(), place)
+            if draws:  # from what is heard and where, whatever it is called or batched with
+                heard = np.ascontiguousarray(segment.audio).data
+                seeds[row] = zlib.crc32(heard, segment.kept.offset)
         # An empty row would be no audio at all: it repeats the first.
         audio[len(batch.segments) :], lengths[len(batch.segments) :] = audio[0], lengths[0]
         arrays = jax.device_put((audio, lengths, seeds), self._rows)

@@ -1,5 +1,7 @@
 """Written answers: free ones read by the parser, constrained ones always in the label set."""
 
+import zlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -80,6 +82,15 @@ def test_sampled_answers_come_from_the_audio_not_from_its_name_or_place(model, c
     twice = model([audio[0]] * 28, **options)
     assert {one.text for one in twice} == {together[0].text}
     assert len({one.text for one in together}) > 1
+
+
+def test_audio_is_only_hashed_where_answers_are_drawn(model, clips, monkeypatch):
+    hashed, crc32 = [], zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda *given: hashed.append(given) or crc32(*given))
+    list(model.stream(clips, Ask("labels", decoding="sample")))
+    assert not hashed
+    list(model.stream(clips, Ask("implicit", decoding="sample", max_new_tokens=12)))
+    assert len(hashed) == len(clips)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
