@@ -208,7 +208,7 @@ def score_job(job: Job, arguments: argparse.Namespace, scores: "Scores | None") 
     Raises:
       UserError: the model has no head, a label fits no class, or the data was trained on.
     """
-    from c2ser_jax.evaluation.runner import Scores, check_leakage, match_labels
+    from c2ser_jax.evaluation.runner import Scores, audio_checksums, check_leakage, match_labels
     from c2ser_jax.extraction.clips import Failure, clips_of
     from c2ser_jax.inference import load
     from c2ser_jax.training.checkpoint import read_trained_on
@@ -222,7 +222,9 @@ def score_job(job: Job, arguments: argparse.Namespace, scores: "Scores | None") 
     if arguments.allow_leakage:
         leakage = "not checked: --allow-leakage"
     else:
-        leakage = check_leakage(read_trained_on(job.model), job.source)
+        leakage = check_leakage(
+            read_trained_on(job.model), job.source.utterances, lambda: audio_checksums(job.source)
+        )
     scores.leakage.append(f"{job.fold}: leakage {leakage}" if job.fold else f"leakage {leakage}")
     scores.count(labelled)
     scores.bad += [

@@ -12,7 +12,7 @@ from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.metrics import classification_metrics
 from c2ser_jax.evaluation.probe_result import FoldResult
 from c2ser_jax.evaluation.protocols import run_probe
-from c2ser_jax.evaluation.runner import check_leakage
+from c2ser_jax.evaluation.runner import audio_checksums, check_leakage
 from c2ser_jax.extraction.clips import Failure, clips_of
 from c2ser_jax.extraction.features import extract_features
 from c2ser_jax.extraction.store import ERRORS, FeatureStore, read_rows
@@ -33,10 +33,12 @@ def check_initial(context: FoldRun) -> None:
         return
     test = source_of(context.source, fold.test)
     try:
-        found = check_leakage(read_trained_on(run.initial), test)
+        found = check_leakage(
+            read_trained_on(run.initial), test.utterances, lambda: audio_checksums(test),
+            option="--data.allow_leakage True",
+        )  # fmt: skip
     except UserError as error:
-        sentence = str(error).replace("--allow-leakage", "--data.allow_leakage True")
-        raise UserError(f"{fold.name}: {sentence}") from None
+        raise UserError(f"{fold.name}: {error}") from None
     context.say(f"{fold.name}: leakage {found}")
 
 

@@ -3,6 +3,7 @@
 What is answered is on the disk at once; the same call goes on where an earlier one stopped.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -59,6 +60,11 @@ class Questions:
     targets: list[str]
     labelled: Labelled
 
+    @functools.cached_property
+    def checksums(self) -> list[str | None]:
+        """SHA-256 of every utterance's audio; None where it cannot be read."""
+        return audio_checksums(FileSource(self.utterances))
+
     def sample(self, items: int) -> "Questions":
         """At most `items` of them (0: all), evenly spread over the list."""
         count = len(self.utterances)
@@ -109,9 +115,9 @@ class Evaluation:
         self.development = None
         if development is not None:
             self.development = self._read(development, cfg.data.root)
-            self._check_apart(self.development)
-            self._leakage(self.development, f"{development}: ")
-        self.leakage = self._leakage(self.questions)
+        self.leakage = "not checked: data.allow_leakage"
+        if not cfg.data.allow_leakage:
+            self.leakage = self._check_leakage(read_trained_on(checkpoint), development)
         settings = {
             "model": inference.fingerprint(checkpoint),
             "config": to_json(cfg),
@@ -303,49 +309,36 @@ class Evaluation:
     def _read(self, manifest: str, root: str) -> Questions:
         """Labelled utterances of a list."""
         utterances = read_manifest(manifest, root=root or None)
-        try:
-            labelled = match_labels(
-                utterances, self.labels, skip_unknown=self.cfg.data.skip_unknown_labels
-            )
-        except UserError as error:
-            flag = "--data.skip_unknown_labels True"
-            raise UserError(str(error).replace("--skip-unknown-labels", flag)) from None
+        labelled = match_labels(
+            utterances, self.labels, skip_unknown=self.cfg.data.skip_unknown_labels,
+            option="--data.skip_unknown_labels True",
+        )  # fmt: skip
         places = list(labelled.targets)
         return Questions(
             [utterances[i] for i in places], [labelled.targets[i] for i in places], labelled
         )
 
-    def _check_apart(self, development: Questions) -> None:
-        """Raises UserError where an id, or the very audio, is both scored and calibrated on."""
-        if self.cfg.data.allow_leakage:
-            return
-        tested = {u.id for u in self.questions.utterances}
-        shared = [u.id for u in development.utterances if u.id in tested]
-        if not shared:
-            heard = set(audio_checksums(FileSource(self.questions.utterances))) - {None}
-            sums = audio_checksums(FileSource(development.utterances))
-            pairs = zip(development.utterances, sums, strict=True)
-            shared = [u.id for u, sha256 in pairs if sha256 in heard]
-        if shared:
-            raise UserError(
-                f"{len(shared)} utterances, such as {shared[0]!r}, are both scored and calibrated "
-                "on, which would flatter the calibration; give another development list"
-            )
-
-    def _leakage(self, questions: Questions, which: str = "") -> str:
-        """What is known of utterances that the model was trained on; `which` list begins a refusal.
+    def _check_leakage(self, trained_on: list[Row] | None, development: str | None) -> str:
+        """What is known of scored utterances that the model was trained on.
 
         Raises:
-          UserError: it was trained on some.
+          UserError: it was trained on some, or on some of the `development` list; or an utterance
+            is both scored and calibrated on.
         """
-        if self.cfg.data.allow_leakage:
-            return "not checked: data.allow_leakage"
-        source = FileSource(questions.utterances)
-        try:
-            return check_leakage(read_trained_on(self.checkpoint), source)
-        except UserError as error:
-            advice = str(error).replace("--allow-leakage", "--data.allow_leakage True")
-            raise UserError(f"{which}{advice}") from None
+
+        def check(questions: Questions) -> str:
+            return check_leakage(
+                trained_on, questions.utterances, lambda: questions.checksums,
+                option="--data.allow_leakage True",
+            )  # fmt: skip
+
+        if self.development is not None:
+            _check_apart(self.questions, self.development)
+            try:
+                check(self.development)
+            except UserError as error:
+                raise UserError(f"{development}: {error}") from None
+        return check(self.questions)
 
     def _ask(self, condition: Condition, questions: Questions) -> None:
         """Asks about the utterances that the condition has no answer for."""
@@ -402,6 +395,21 @@ class Evaluation:
             "test_nll_after": errors["temperature"]["negative_log_likelihood"],
             "argmax_unchanged": found[0] == found[1],
         }
+
+
+def _check_apart(tested: Questions, development: Questions) -> None:
+    """Raises UserError where an id, or the very audio, is both scored and calibrated on."""
+    ids = {u.id for u in tested.utterances}
+    shared = [u.id for u in development.utterances if u.id in ids]
+    if not shared:
+        heard = set(tested.checksums) - {None}
+        pairs = zip(development.utterances, development.checksums, strict=True)
+        shared = [u.id for u, sha256 in pairs if sha256 in heard]
+    if shared:
+        raise UserError(
+            f"{len(shared)} utterances, such as {shared[0]!r}, are both scored and calibrated "
+            "on, which would flatter the calibration; give another development list"
+        )
 
 
 def _unfitted(fitted: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 Scores are fractions; a row is one scored utterance.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,12 +39,17 @@ class Labelled:
 
 
 def match_labels(
-    utterances: Sequence[Utterance], classes: Sequence[str], *, skip_unknown: bool = False
+    utterances: Sequence[Utterance],
+    classes: Sequence[str],
+    *,
+    skip_unknown: bool = False,
+    option: str = "--skip-unknown-labels",
 ) -> Labelled:
     """Maps each utterance's own word for its emotion to the class that means it.
 
     Raises:
-      UserError: nothing can be scored, or a label means no class and `skip_unknown` is false.
+      UserError: nothing can be scored, or a label means no class and `skip_unknown`, whose name for
+        users is `option`, is false.
     """
     try:
         found = map_labels(
@@ -54,7 +59,7 @@ def match_labels(
             ignore_unknown=skip_unknown,
         )
     except UserError as error:
-        raise UserError(f"{error}; or leave such rows out with --skip-unknown-labels") from None
+        raise UserError(f"{error}; or leave such rows out with {option}") from None
     targets = {place: classes[index] for place, index in enumerate(found) if index >= 0}
     unknown: dict[str, int] = {}
     for utterance, index in zip(utterances, found, strict=True):
@@ -68,7 +73,7 @@ def match_labels(
     return Labelled(targets, [u.id for u in utterances if u.label is None], unknown)
 
 
-def audio_checksums(source: Source, *, threads: int = 2) -> list[str | None]:
+def audio_checksums(source: Source) -> list[str | None]:
     """SHA-256 of every utterance's audio; None where it cannot be read."""
 
     def checksum(place: int) -> str | None:
@@ -77,12 +82,21 @@ def audio_checksums(source: Source, *, threads: int = 2) -> list[str | None]:
         except BadAudio:
             return None  # scoring will report it
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(2) as pool:
         return list(pool.map(checksum, range(len(source.utterances))))
 
 
-def check_leakage(trained_on: Iterable[Mapping[str, Any]] | None, source: Source) -> str:
+def check_leakage(
+    trained_on: Iterable[Mapping[str, Any]] | None,
+    utterances: Sequence[Utterance],
+    checksums: Callable[[], Sequence[str | None]],
+    *,
+    option: str = "--allow-leakage",
+) -> str:
     """Compares ids and audio checksums with what the model was trained on; returns what it found.
+
+    `checksums` gives those of `utterances`, and is only asked where the model's are known; `option`
+    is what users score such data with all the same.
 
     Raises:
       UserError: a test utterance has the id or the very audio of a training utterance.
@@ -92,31 +106,29 @@ def check_leakage(trained_on: Iterable[Mapping[str, Any]] | None, source: Source
     rows = list(trained_on)
     ids = {row.get("id") for row in rows}
     hashes = {row["audio_sha256"]: row.get("id") for row in rows if row.get("audio_sha256")}
-    for utterance in source.utterances:
-        if utterance.id in ids:
-            raise UserError(_leak(f"the id {utterance.id!r} is among the model's training data"))
-    for place, sha256 in enumerate(audio_checksums(source) if hashes else []):
-        if sha256 in hashes:
-            tested, trained = source.utterances[place].id, hashes[sha256]
-            raise UserError(
-                _leak(
-                    f"the audio of {tested!r} is that of {trained!r}, which the model was "
-                    "trained on"
-                )
-            )
+    shared = [
+        f"the id {utterance.id!r} is among the model's training data"
+        for utterance in utterances
+        if utterance.id in ids
+    ]
+    if hashes and not shared:
+        shared = [
+            f"the audio of {utterance.id!r} is that of {hashes[sha256]!r}, which the model was "
+            "trained on"
+            for utterance, sha256 in zip(utterances, checksums(), strict=True)
+            if sha256 in hashes
+        ]
+    if shared:
+        raise UserError(
+            f"{shared[0]}, so a score would mean nothing; leave such utterances out of the list, "
+            f"or score them all the same with {option}"
+        )
     unheard = sum(not row.get("audio_sha256") for row in rows)
     if not unheard:
         return f"none: {len(rows)} training utterances share no id and no audio with the test data"
     return (
         f"none by the ids of {len(rows)} training utterances, but the audio was compared with "
         f"{len(rows) - unheard} of them only: the checksums of the others are unknown"
-    )
-
-
-def _leak(what: str) -> str:
-    return (
-        f"{what}, so a score would mean nothing; leave such utterances out of the list, or score "
-        "them all the same with --allow-leakage"
     )
 
 

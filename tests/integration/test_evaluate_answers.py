@@ -16,8 +16,10 @@ from c2ser_jax.data.spoken_scenes import SpokenScenesConfig, write_scenes
 from c2ser_jax.errors import UserError
 from c2ser_jax.evaluate import main
 from c2ser_jax.evaluate_config import EvaluateConfig
+from c2ser_jax.evaluation import runner
 from c2ser_jax.extraction.clips import Clip, Failure
 from c2ser_jax.inference import load
+from c2ser_jax.training import checkpoint
 from tests.tiny_c2ser import write_tiny_c2ser
 from tests.tiny_models import write_tiny
 
@@ -409,3 +411,21 @@ def test_development_data_that_was_trained_on_or_is_scored_is_refused(
     with pytest.raises(UserError, match="1 utterances, such as 'dev-.*both scored and calibrated"):
         run(trained, corpus, tmp_path / "o", "--calibrate", str(renamed))
     assert not (tmp_path / "o").exists() and not oracle.asked
+
+
+def test_each_list_is_hashed_once_and_what_was_trained_on_read_once(
+    oracle, corpus, development, tmp_path, monkeypatch
+):
+    calls = []
+    for name in ("audio_checksums", "read_trained_on"):
+
+        def noted(given, name=name):
+            calls.append(name)
+            return getattr(runner if name == "audio_checksums" else checkpoint, name)(given)
+
+        monkeypatch.setattr(evaluation, name, noted)
+    trained = write_tiny_c2ser(tmp_path / "t", trained_on=[{"id": "x", "audio_sha256": "y"}])
+    options = ("--calibrate", str(development), "--audio_megabytes", "0")
+    run(trained, corpus, tmp_path / "o", *options)
+    assert sorted(calls) == ["audio_checksums", "audio_checksums", "read_trained_on"]
+    assert read(tmp_path / "o")[0]["leakage"].startswith("none: 1 training utterances")
