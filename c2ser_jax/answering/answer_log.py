@@ -6,7 +6,7 @@ DIR/times.json         seconds and utterances by condition
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -88,12 +88,12 @@ class AnswerLog:
         found = [r for (name, _), r in self._rows.items() if name == condition and "error" not in r]
         return sorted(found, key=lambda row: row["id"])
 
-    def failures(self, counts: Callable[[str], bool] = lambda condition: True) -> list[Row]:
-        """What could not be heard under the conditions that count, one row per utterance."""
+    def failures(self, conditions: Collection[str]) -> list[Row]:
+        """What could not be heard under some conditions, one row per utterance."""
         bad = {
             name: row
             for (condition, name), row in self._rows.items()
-            if "error" in row and counts(condition)
+            if "error" in row and condition in conditions
         }
         return [
             {k: bad[name][k] for k in ("id", "path", "reason", "error")} for name in sorted(bad)

@@ -38,8 +38,7 @@ from c2ser_jax.training.model_directory import write_extra
 
 Say = Callable[[str], None]
 DEVELOPMENT = "development"
-"""The condition under which the utterances that a temperature is fitted on are asked about; a
-digest of the list follows, so that another list has answers of its own."""
+"""What asking about the list that a temperature is fitted on is called."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ class Evaluation:
             if rows := self.log.rows(name):
                 scored[name] = answer_metrics(rows, self.labels, temperature=temperature, **options)
                 scored[name]["part"] = name not in modes and part
-        bad = self.log.failures(lambda condition: not condition.startswith(DEVELOPMENT))
+        bad = self.log.failures([condition.name for condition in self.conditions()])
         if modes[0] not in scored:
             why = f"; the first one: {bad[0]['error']}" if bad else ""
             raise UserError(f"none of the {len(bad)} utterances could be heard{why}")
@@ -202,9 +201,7 @@ class Evaluation:
             **{k: scored[modes[0]][k] for k in ("wa", "ua", "wf1", "macro_f1", "num")},
             "conditions": scored,
             "stability": self._stability(modes, options),
-            "seconds_per_clip": {
-                name: time["seconds"] / time["clips"] for name, time in self.log.times.items()
-            },
+            "seconds_per_clip": self._seconds_per_clip(),
             "classes": self.labels,
             "bad": bad,
             "unlabelled": len(self.questions.labelled.unlabelled),
@@ -288,6 +285,17 @@ class Evaluation:
             lines.append(f"{name}: {value:.3f} s per clip")
         return "\n\n".join([*parts, "\n".join(lines)])
 
+    def _seconds_per_clip(self) -> dict[str, float]:
+        """By condition; other development lists than the one given are left out."""
+        names = {condition.name: condition.name for condition in self.conditions()}
+        if self.development is not None:
+            names[_development_name(self.development)] = DEVELOPMENT
+        return {
+            names[name]: time["seconds"] / time["clips"]
+            for name, time in self.log.times.items()
+            if name in names
+        }
+
     def _stability(self, modes: Sequence[Mode], options: dict[str, Any]) -> dict[str, Any]:
         names = [condition.name for condition in self.conditions()]
         first = modes[0]
@@ -363,7 +371,7 @@ class Evaluation:
     def _calibrate(self, development: Questions) -> dict[str, Any]:
         """The temperature of the first mode's scores on the development list."""
         mode = self.modes[0]
-        name = f"{DEVELOPMENT} {_digest(development.utterances)}"
+        name = _development_name(development)
         self._ask(Condition(name, self.cfg.ask(mode)), development)
         rows = self.log.rows(name)
         if not rows:
@@ -376,7 +384,7 @@ class Evaluation:
             "temperature_before": before,
             **found,
             "temperature": before * found["temperature"],
-            "bad": self.log.failures(lambda condition: condition == name),
+            "bad": self.log.failures([name]),
         }
 
     def _tested(self, fitted: dict[str, Any]) -> dict[str, Any]:
@@ -440,6 +448,11 @@ def _row(utterance: Utterance, target: str, found: Row | Failure) -> Row:
         **found,
         **{k: value for k, value in said.items() if value is not None},
     }
+
+
+def _development_name(development: Questions) -> str:
+    """The condition of a development list: with a digest, so that another list has its own."""
+    return f"{DEVELOPMENT} {_digest(development.utterances)}"
 
 
 def _digest(utterances: Sequence[Utterance]) -> str:

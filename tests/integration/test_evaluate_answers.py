@@ -162,7 +162,7 @@ def test_every_way_to_ask_is_answered_once_after_a_stop(finished, corpus):
         answered = [row for row in rows if row["condition"] == name and "error" not in row]
         assert {row["id"] for row in answered} == {row["index"] for row in listed} - {broken}
     assert [bad["id"] for bad in metrics["bad"]] == [broken]
-    assert metrics["num"] == 27 and set(metrics["seconds_per_clip"]) == {first, *CONDITIONS}
+    assert metrics["num"] == 27 and set(metrics["seconds_per_clip"]) == {"development", *CONDITIONS}
 
 
 def test_scores_follow_from_the_predictions(finished):
@@ -255,7 +255,7 @@ def test_a_temperature_that_nothing_decides_is_kept_and_not_written(
 
 
 def test_a_development_list_with_the_same_ids_and_other_labels_is_asked_about_anew(
-    oracle, model, corpus, development, tmp_path
+    oracle, model, corpus, development, tmp_path, capsys
 ):
     oracle.wrong = set(ids(development)[:9])
     found = []
@@ -273,6 +273,9 @@ def test_a_development_list_with_the_same_ids_and_other_labels_is_asked_about_an
     assert found[2] == (28, 28, 9)
     labels = [r["label"] for r in read(tmp_path / "o")[1] if r["condition"].startswith("devel")]
     assert labels[:28] != labels[28:]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.endswith("s per clip")]
+    assert sum(line.startswith("development: ") for line in told) == len(found)
+    assert not any(re.match(r"development \w", line) for line in told)
 
 
 def test_development_audio_that_is_not_heard_is_told_apart(
