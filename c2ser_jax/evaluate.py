@@ -5,12 +5,13 @@ import dataclasses
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from c2ser_jax.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from c2ser_jax.data.sources import Source
+    from c2ser_jax.evaluate_config import EvaluateConfig
     from c2ser_jax.evaluation.runner import Scores
 
 
@@ -26,6 +27,7 @@ class Job:
 
 
 OF_CONFIG = {
+    "manifest": "give --data.manifest LIST instead",
     "root": "give --data.root DIR instead",
     "skip_unknown_labels": "give --data.skip_unknown_labels True instead",
     "allow_leakage": "give --data.allow_leakage True instead",
@@ -76,14 +78,23 @@ def main(argv: list[str] | None = None) -> int:
     arguments, overrides = parser.parse_known_args(argv)
     if overrides and not arguments.config:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    if arguments.config and arguments.checkpoint and not arguments.manifest:
-        return evaluate_answers(arguments, overrides)
+    config: Any = None
+    if arguments.config:
+        from c2ser_jax.config import import_config
+        from c2ser_jax.evaluate_config import EvaluateConfig
+
+        config = import_config(arguments.config)
+        if isinstance(config, EvaluateConfig):
+            return evaluate_answers(config, arguments, overrides)
     if arguments.calibrate or arguments.write_temperature:
         raise UserError("--calibrate and --write-temperature need --config of an evaluation")
     if bool(arguments.config) == bool(arguments.checkpoint or arguments.manifest):
-        raise UserError("give either --config, or --checkpoint with --manifest and --output")
+        raise UserError(
+            "give either --config, or --checkpoint with --manifest and --output; only the config "
+            "of an evaluation takes a --checkpoint"
+        )
     if arguments.config:
-        jobs, output, title = run_jobs(arguments, overrides)
+        jobs, output, title = run_jobs(config, arguments, overrides)
     else:
         missing = [n for n in ("checkpoint", "manifest", "output") if not getattr(arguments, n)]
         if missing:
@@ -103,22 +114,21 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if scores.bad else 0
 
 
-def evaluate_answers(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def evaluate_answers(
+    config: "EvaluateConfig", arguments: argparse.Namespace, overrides: list[str]
+) -> int:
     """Asks a model as the config of an evaluation says; returns the exit code.
 
     Raises:
-      UserError: it is no such config, or what it names cannot be used.
+      UserError: what arguments and config name cannot be used.
     """
-    from c2ser_jax.config import import_config
     from c2ser_jax.data.files import check_writable
-    from c2ser_jax.evaluate_config import EvaluateConfig
     from c2ser_jax.overrides import apply_overrides
 
-    config = import_config(arguments.config)
-    if not isinstance(config, EvaluateConfig):
+    if not arguments.checkpoint:
         raise UserError(
-            "give either --config, or --checkpoint with --manifest and --output: both belong "
-            f"together only with the config of an evaluation, and {arguments.config} is none"
+            f"{arguments.config} is the config of an evaluation, which doesn't name the model "
+            "that is asked; give --checkpoint DIR"
         )
     for name, advice in OF_CONFIG.items():
         if getattr(arguments, name):
@@ -156,22 +166,24 @@ def manifest_job(arguments: argparse.Namespace) -> tuple[list[Job], Path, str]:
     return [Job(model, source)], Path(arguments.output), f"{model.name} on {names}"
 
 
-def run_jobs(arguments: argparse.Namespace, overrides: list[str]) -> tuple[list[Job], Path, str]:
+def run_jobs(
+    config: Any, arguments: argparse.Namespace, overrides: list[str]
+) -> tuple[list[Job], Path, str]:
     """(a job per fold, output folder, title) of a run that was trained before.
 
     Raises:
-      UserError: the run has no classifier, or was not finished.
+      UserError: `config` is no run's, the run has no classifier, or was not finished.
     """
-    from c2ser_jax.config import import_config, load_run
+    from c2ser_jax.config import RunConfig
     from c2ser_jax.corpus import make_folds, read_corpus, source_of
-    from c2ser_jax.evaluate_config import EvaluateConfig
+    from c2ser_jax.overrides import apply_overrides
 
-    if isinstance(import_config(arguments.config), EvaluateConfig):
+    if not isinstance(config, RunConfig):
         raise UserError(
-            f"{arguments.config} is the config of an evaluation, which doesn't name the model "
-            "that is asked; give --checkpoint DIR"
+            f"get_config() of {arguments.config} returned {type(config).__name__}, neither a "
+            "RunConfig nor an EvaluateConfig"
         )
-    run = load_run(arguments.config, overrides)
+    run = apply_overrides(config, overrides)
     workdir = Path(arguments.workdir) if arguments.workdir else Path("runs") / run.name
     if "classify" not in run.configured_stages():
         raise UserError(

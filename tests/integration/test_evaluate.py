@@ -107,9 +107,13 @@ def test_labels_the_model_does_not_know_are_refused_or_left_out(manifest, tmp_pa
 
 
 def test_wrong_usage_is_one_sentence(model, manifest, tmp_path):
+    (tmp_path / "no_run.py").write_text("def get_config():\n    return {}\n")
+    quickstart = ["--config", "configs/quickstart"]
     for arguments, match in (
         ([], "either --config, or --checkpoint"),
-        (["--config", "configs/quickstart", "--checkpoint", str(model)], "either --config"),
+        ([*quickstart, "--checkpoint", str(model)], "either --config"),
+        ([*quickstart, "--calibrate", "x"], "--calibrate and .* need --config of an evaluation"),
+        (["--config", str(tmp_path / "no_run.py")], "returned dict, neither a RunConfig nor an Ev"),
         (["--checkpoint", str(model), "--manifest", str(manifest)], "--output is missing"),
         (["--config", str(tmp_path / "x.py")], "x.py"),
     ):
