@@ -19,9 +19,12 @@ KINDS = {"encoder": "whisper_encoder", "llm": "qwen2"}
 FREE = frozenset(
     "dtype param_dtype remat attention_implementation scan_layers dropout attention_dropout "
     "mlp_dropout prenet_dropout layer_drop prenet_layer_drop position_dropout activation_dropout "
-    "input_dropout alibi_initial_scale max_positions inputs".split()
+    "input_dropout alibi_initial_scale max_positions inputs targets".split()
 )
-"""Fields that a run may set otherwise than the model that it starts from."""
+"""Fields that a run may set otherwise than the model that it starts from.
+
+More `targets` get new adapters; with fewer, the leaves that are left over are refused.
+"""
 
 Params = Mapping[str, Any]
 
@@ -111,31 +114,16 @@ def initial_ends(run: RunConfig) -> list[int] | None:
 def _check_model(whose: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises `UserError` when two configs of a model differ in more than `FREE` fields.
 
-    Adapters may be new, or left out; where both models have them, both must scale them alike.
+    A run may give new adapters to a model that has none.
     """
     for name in sorted(stored.keys() & wanted.keys() - FREE):
         one, other = stored[name], wanted[name]
-        if name == "lora":
-            one, other = _scale(one), _scale(other)
-            if one and other and one != other:
-                raise UserError(
-                    f"{whose} was made with lora alpha / rank = {one:g}, this run has {other:g}, "
-                    "which would scale its adapters: give the model's own value"
-                )
-        elif isinstance(one, Mapping) and isinstance(other, Mapping):
+        if name == "lora" and one is None:
+            continue
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
             _check_model(f"{whose}: {name}", one, other)
         elif one != other:
             raise UserError(
                 f"{whose} was made with {name} {one!r}, this run has {other!r}: give the model's "
                 "own value"
             )
-
-
-def _scale(lora: Any) -> float | None:
-    """What adapters of a stored config are multiplied by; None without any."""
-    if lora is None:
-        return None
-    try:
-        return float(lora["alpha"] / lora["rank"])
-    except (TypeError, KeyError, ZeroDivisionError):
-        raise UserError(f"a model's config has lora {lora!r:.80}; write the model again") from None

@@ -116,21 +116,27 @@ def test_an_acoustic_encoder_of_another_config_is_refused(tmp_path):
         lines.clear()
 
 
-def test_adapters_of_another_scale_are_refused_and_none_are_free(tmp_path):
+def test_adapters_are_new_or_those_of_the_initial_model(tmp_path):
     model = model_of(RUN)
-    rank, alpha = model["llm"]["lora"]["rank"], model["llm"]["lora"]["alpha"]
+    lora = model["llm"]["lora"]
 
     def run_from(name, lora):
         llm = {**model["llm"], "lora": lora}
         whole = write(tmp_path / name, "c2ser", {**model, "llm": llm}, {"llm": {"x": np.ones(2)}})
         return dataclasses.replace(RUN, initial=whole)
 
-    with pytest.raises(UserError, match="llm was made with lora alpha / rank = 2, this run has 4"):
-        initial_parts(run_from("half", {"rank": rank, "alpha": alpha / 2}))
-    with pytest.raises(UserError, match="config has lora {'rank': 0"):
-        initial_parts(run_from("odd", {"rank": 0, "alpha": alpha}))
+    for name, changed in (("alpha", lora["alpha"] / 2), ("rank", 0)):
+        with pytest.raises(UserError, match=f"llm: lora was made with {name} {changed}, this run"):
+            initial_parts(run_from(name, {**lora, name: changed}))
     assert initial_parts(run_from("none", None)).keys() == {"llm"}
-    assert initial_parts(run_from("same", {"rank": rank, "alpha": alpha, "dropout": 0.9}))
+    fewer = {**lora, "dropout": 0.9, "targets": lora["targets"][:1]}
+    same = run_from("same", fewer)
+    assert initial_parts(same)
+    assert same.c2ser is not None
+    plain = dataclasses.replace(same.c2ser.llm, lora=None)
+    bare = dataclasses.replace(same, c2ser=dataclasses.replace(same.c2ser, llm=plain))
+    with pytest.raises(UserError, match="llm was made with lora {'rank.*, this run has None: give"):
+        initial_parts(bare)
 
 
 def fold_run(tmp_path, stop, run=RUN, lines=None) -> FoldRun:
