@@ -39,24 +39,27 @@ def acoustic_encoder(
 ) -> Params:
     """The acoustic encoder of a whole model or of an Emotion2Vec, for a run that has `wanted`.
 
-    `say` gets a line where the run feeds another waveform, normalised or as it is.
+    `say` gets a line where the run feeds another waveform to an Emotion2Vec, normalised or as it
+    is.
 
     Raises:
       UserError: a directory that holds neither, or one made with another config of the encoder.
     """
     description = read_description(directory)
-    kind = description.kind
-    if kind != C2SER and not kind.startswith("emotion2vec"):
+    kind, stored, whose = description.kind, description.model, f"initial {directory}"
+    if kind == C2SER:
+        _check_model(whose, stored, {"acoustic": wanted})
+        return read_params(directory)["acoustic"]
+    if not kind.startswith("emotion2vec"):
         raise UserError(
-            f"initial {directory} holds a model of kind {kind}, wanted is an emotion2vec or a "
-            f"{C2SER}; initial_encoder and initial_llm name those of other kinds"
+            f"{whose} holds a model of kind {kind}, wanted is an emotion2vec or a {C2SER}; "
+            "initial_encoder and initial_llm name those of other kinds"
         )
-    stored: Any = description.model.get("acoustic", {}) if kind == C2SER else description.model
     name = "normalize_waveform"
-    _check_model(f"initial {directory}", {k: v for k, v in stored.items() if k != name}, wanted)
+    _check_model(whose, {k: v for k, v in stored.items() if k != name}, wanted)
     if stored.get(name, wanted[name]) != wanted[name]:
-        say(f"initial {directory} was made with {name} {stored[name]}, this run has {wanted[name]}")
-    return read_params(directory)["acoustic" if kind == C2SER else "encoder"]
+        say(f"{whose} was made with {name} {stored[name]}, this run has {wanted[name]}")
+    return read_params(directory)["encoder"]
 
 
 def initial_parts(run: RunConfig) -> dict[str, Params]:
@@ -120,7 +123,12 @@ def _check_model(whose: str, stored: Mapping[str, Any], wanted: Mapping[str, Any
         one, other = stored[name], wanted[name]
         if name == "lora" and one is None:
             continue
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
+        if isinstance(other, Mapping):
+            if not isinstance(one, Mapping):
+                raise UserError(
+                    f"{whose} has {name} {one!r:.80} in its config.json, which must be a table; "
+                    "write or convert the model again"
+                )
             _check_model(f"{whose}: {name}", one, other)
         elif one != other:
             raise UserError(

@@ -105,15 +105,30 @@ def test_an_acoustic_encoder_of_another_config_is_refused(tmp_path):
             return write(tmp_path / kind / name, kind, model, {part: one})
 
         other = given("heads", heads=2)
-        with pytest.raises(UserError, match="heads was made with heads 2, this run has 4"):
+        with pytest.raises(UserError, match="was made with heads 2, this run has 4"):
             acoustic_encoder(other, wanted, lines.append)
         same = given("same", dropout=0.5, input_dropout=0.5, alibi_initial_scale=2.0)
         assert acoustic_encoder(same, wanted, lines.append).keys() == {"x"} and not lines
         raw = given("raw", normalize_waveform=not wanted["normalize_waveform"])
+        sentence = "was made with normalize_waveform False, this run has True"
+        if kind == "c2ser":
+            with pytest.raises(UserError, match=f"raw: acoustic {sentence}"):
+                acoustic_encoder(raw, wanted, lines.append)
+            continue
         assert acoustic_encoder(raw, wanted, lines.append).keys() == {"x"}
         [line] = lines
-        assert line.endswith("raw was made with normalize_waveform False, this run has True")
+        assert line.endswith(f"raw {sentence}")
         lines.clear()
+
+
+def test_a_part_that_is_no_table_is_refused(tmp_path):
+    one = {"acoustic": {"x": np.ones(2)}}
+    for name, stored in (("null", None), ("text", "small")):
+        whole = write(tmp_path / name, "c2ser", {**model_of(RUN), "acoustic": stored}, one)
+        with pytest.raises(UserError, match=f"has acoustic {stored!r} in its config.json, which"):
+            acoustic_encoder(whole, to_json(RUN.encoder))
+        with pytest.raises(UserError, match=f"has acoustic {stored!r} in its config.json, which"):
+            initial_parts(dataclasses.replace(RUN, initial=whole))
 
 
 def test_adapters_are_new_or_those_of_the_initial_model(tmp_path):
