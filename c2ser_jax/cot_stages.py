@@ -70,6 +70,7 @@ def train_answers(context: FoldRun, name: str, parts: Params) -> dict[str, Any]:
     assert run.c2ser is not None
     answers = _answers(context)
     model = run.c2ser.model(run.encoder)
+    # Again: the one in the fold's folder may be older than what the run starts from.
     check_tokenizer(answers.tokenizer, model.llm.vocabulary, initial_ends(run))
     task = ChainOfThought(stage.task, model)
     data, held = together(stop, lambda: _stage_data(context, name, stage, answers))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from c2ser_jax.config import RunConfig
+from c2ser_jax.data.tokenizer import check_tokenizer, load_tokenizer
 from c2ser_jax.errors import UserError
 from c2ser_jax.overrides import to_json
 from c2ser_jax.training.checkpoint import read_description, read_params
@@ -62,22 +63,21 @@ def acoustic_encoder(
     return read_params(directory)["encoder"]
 
 
-def initial_parts(run: RunConfig) -> dict[str, Params]:
-    """{part: parameters} of the model directories that fill parts of the whole model.
+def check_initial_parts(run: RunConfig) -> None:
+    """Looks at all that the whole model starts from, reading configs and the tokenizer alone.
 
-    The acoustic encoder of another `initial` than a whole model is not among them.
+    The acoustic encoder of another `initial` than a whole model is left to `acoustic_encoder`.
 
     Raises:
-      UserError: a directory of another kind, or made with another model than the run configures.
+      UserError: a directory of another kind, one made with another model than the run configures,
+        or a tokenizer that doesn't belong to the language model.
     """
     assert run.c2ser is not None
     wanted = to_json(run.c2ser.model(run.encoder))
-    parts: dict[str, Params] = {}
     if run.initial:
         description = read_description(run.initial)
         if description.kind == C2SER:
             _check_model(f"initial {run.initial}", description.model, wanted)
-            parts |= read_params(run.initial)
     for part, kind in KINDS.items():
         directory = getattr(run, f"initial_{part}")
         if not directory:
@@ -89,8 +89,24 @@ def initial_parts(run: RunConfig) -> dict[str, Params]:
                 f"{kind}: convert one with python -m conversions"
             )
         _check_model(f"initial_{part} {directory}", description.model, wanted[part])
-        params = read_params(directory)
-        parts[part] = params["encoder"] if part == "encoder" else params
+    folder = tokenizer_directory(run)
+    if folder is not None:
+        check_tokenizer(load_tokenizer(folder), run.c2ser.llm.vocabulary, initial_ends(run))
+
+
+def initial_parts(run: RunConfig) -> dict[str, Params]:
+    """{part: parameters} of the model directories that fill parts of the whole model.
+
+    `check_initial_parts` says whether they fit. The acoustic encoder of another `initial` than a
+    whole model is not among them.
+    """
+    parts: dict[str, Params] = {}
+    if run.initial and read_description(run.initial).kind == C2SER:
+        parts |= read_params(run.initial)
+    for part in KINDS:
+        if directory := getattr(run, f"initial_{part}"):
+            params = read_params(directory)
+            parts[part] = params["encoder"] if part == "encoder" else params
     return parts
 
 

@@ -13,6 +13,7 @@ from c2ser_jax.errors import UserError
 from c2ser_jax.evaluation.probe_result import FoldResult, ProbeResult, gather_folds
 from c2ser_jax.evaluation.report import write_text
 from c2ser_jax.fold_run import FoldRun, alone, together
+from c2ser_jax.initial_parts import check_initial_parts
 from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.distributed import is_main_process
 from c2ser_jax.parallel.mesh import make_mesh
@@ -55,6 +56,8 @@ def _execute(
     run: RunConfig, workdir: Path, progress: bool | None, say: Say, stop: StopSignal
 ) -> dict[str, ProbeResult]:
     mesh = make_mesh(run.mesh)
+    if {*ANSWERING} & {*run.configured_stages()}:
+        alone(stop, lambda: check_initial_parts(run))
     source, bad = together(stop, lambda: read_corpus(run.data))
     labels = corpus_labels(run, source)
     folds = make_folds(run.data, source, run.seed, bad)

@@ -27,12 +27,14 @@ from c2ser_jax.errors import UserError
 from c2ser_jax.fold_run import FoldRun
 from c2ser_jax.initial_parts import (
     acoustic_encoder,
+    check_initial_parts,
     initial_ends,
     initial_parts,
     tokenizer_directory,
 )
 from c2ser_jax.overrides import to_json
 from c2ser_jax.parallel.mesh import make_local_mesh
+from c2ser_jax.run import execute
 from c2ser_jax.tasks.cot import ChainOfThought
 from c2ser_jax.training.checkpoint import (
     ModelDescription,
@@ -55,7 +57,8 @@ def model_of(run: RunConfig) -> dict:
 
 def write(directory, kind, model, params):
     description = ModelDescription(kind, model)
-    write_model(directory, description, leaves_of(params), tokenizer={"tokenizer.json": b"{}"})
+    tokenizer = train_tokenizer([], vocabulary=257)
+    write_model(directory, description, leaves_of(params), tokenizer=tokenizer.files())
     return str(directory)
 
 
@@ -64,6 +67,7 @@ def test_parts_come_from_directories_of_their_kinds(tmp_path):
     encoder = write(tmp_path / "whisper", "whisper_encoder", model["encoder"], {"encoder": one})
     llm = write(tmp_path / "qwen", "qwen2", model["llm"], one)
     run = dataclasses.replace(RUN, initial_encoder=encoder, initial_llm=llm)
+    check_initial_parts(run)
     parts = initial_parts(run)
     assert parts.keys() == {"encoder", "llm"}
     assert parts["encoder"].keys() == parts["llm"].keys() == {"x"}
@@ -80,16 +84,16 @@ def test_a_directory_of_another_kind_or_model_is_refused(tmp_path):
     model, one = model_of(RUN), {"x": np.ones(2, np.float32)}
     llm = write(tmp_path / "qwen", "qwen2", model["llm"], one)
     with pytest.raises(UserError, match="holds a model of kind qwen2, wanted is whisper_encoder"):
-        initial_parts(dataclasses.replace(RUN, initial_encoder=llm))
+        check_initial_parts(dataclasses.replace(RUN, initial_encoder=llm))
     with pytest.raises(UserError, match="kind qwen2, wanted is an emotion2vec or a c2ser"):
         acoustic_encoder(llm, to_json(RUN.encoder))
     other = {**model["llm"], "rope_theta": 5.0, "dtype": "bfloat16"}
     llm = write(tmp_path / "other", "qwen2", other, one)
     with pytest.raises(UserError, match="rope_theta 5.0, this run has 1000000.0"):
-        initial_parts(dataclasses.replace(RUN, initial_llm=llm))
+        check_initial_parts(dataclasses.replace(RUN, initial_llm=llm))
     whole = write(tmp_path / "c2ser", "c2ser", {**model, "llm": other}, {"llm": one})
     with pytest.raises(UserError, match="initial .*c2ser: llm was made with rope_theta"):
-        initial_parts(dataclasses.replace(RUN, initial=whole))
+        check_initial_parts(dataclasses.replace(RUN, initial=whole))
 
 
 def test_an_acoustic_encoder_of_another_config_is_refused(tmp_path):
@@ -128,7 +132,7 @@ def test_a_part_that_is_no_table_is_refused(tmp_path):
         with pytest.raises(UserError, match=f"has acoustic {stored!r} in its config.json, which"):
             acoustic_encoder(whole, to_json(RUN.encoder))
         with pytest.raises(UserError, match=f"has acoustic {stored!r} in its config.json, which"):
-            initial_parts(dataclasses.replace(RUN, initial=whole))
+            check_initial_parts(dataclasses.replace(RUN, initial=whole))
 
 
 def test_adapters_are_new_or_those_of_the_initial_model(tmp_path):
@@ -142,16 +146,37 @@ def test_adapters_are_new_or_those_of_the_initial_model(tmp_path):
 
     for name, changed in (("alpha", lora["alpha"] / 2), ("rank", 0)):
         with pytest.raises(UserError, match=f"llm: lora was made with {name} {changed}, this run"):
-            initial_parts(run_from(name, {**lora, name: changed}))
-    assert initial_parts(run_from("none", None)).keys() == {"llm"}
+            check_initial_parts(run_from(name, {**lora, name: changed}))
+    check_initial_parts(run_from("none", None))
     fewer = {**lora, "dropout": 0.9, "targets": lora["targets"][:1]}
     same = run_from("same", fewer)
-    assert initial_parts(same)
+    check_initial_parts(same)
     assert same.c2ser is not None
     plain = dataclasses.replace(same.c2ser.llm, lora=None)
     bare = dataclasses.replace(same, c2ser=dataclasses.replace(same.c2ser, llm=plain))
     with pytest.raises(UserError, match="llm was made with lora {'rank.*, this run has None: give"):
-        initial_parts(bare)
+        check_initial_parts(bare)
+
+
+def test_what_a_run_starts_from_is_looked_at_before_its_data(tmp_path, monkeypatch):
+    def read(cfg):
+        raise AssertionError("the corpus was read")
+
+    monkeypatch.setattr("c2ser_jax.run.read_corpus", read)
+    llm = {**model_of(RUN)["llm"], "rope_theta": 5.0}
+    other = write(tmp_path / "llm", "qwen2", llm, {"x": np.ones(2)})
+    large = tmp_path / "large"
+    large.mkdir()
+    for name, data in train_tokenizer([str(i) for i in range(999)], 500).files().items():
+        (large / name).write_bytes(data)
+    for given, sentence in (
+        ({"initial_llm": other}, "was made with rope_theta 5.0"),
+        ({"tokenizer": str(large)}, "has ids up to 499, the language model 416 rows"),
+        ({"tokenizer": str(tmp_path)}, "holds no tokenizer"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            execute(dataclasses.replace(RUN, **given), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def fold_run(tmp_path, stop, run=RUN, lines=None) -> FoldRun:
