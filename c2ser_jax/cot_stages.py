@@ -20,6 +20,7 @@ from c2ser_jax.data.labels import class_index
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.pipeline import DataConfig
 from c2ser_jax.data.prompts import answer_language
+from c2ser_jax.data.sources import Source
 from c2ser_jax.data.speaking_style import StyleBounds
 from c2ser_jax.data.tokenizer import (
     TextTokenizer,
@@ -104,26 +105,24 @@ def _stage_data(
 ) -> tuple[CotData, CotData | None]:
     """The stage's training data, and development data where it evaluates on them."""
 
-    def data(utterances: list[Utterance], cfg: DataConfig, index: int, count: int) -> CotData:
-        known = [u for u in utterances if u.id in answers.texts]
+    def data(source: Source, labels: list[str], cfg: DataConfig, **named: Any) -> CotData:
+        known = [u for u in source.utterances if u.id in answers.texts]
         if not known:
             raise UserError(
                 f"{context.fold.name}: no utterance has texts for the stage {name}; give rows a "
                 "label, or data.cot_texts their ids"
             )
         return CotData(
-            source_of(context.source, known),
-            context.labels,
+            source_of(source, known),
+            labels,
             cfg,
             stage.answers,
             answers.texts,
             answers.tokenizer,
             steps=stage.loop.steps,
-            seed=context.run.seed,
             distils=stage.task.distillation_weight > 0,
             stage=name,
-            process_index=index,
-            process_count=count,
+            **named,
         )
 
     return stage_data(context, stage, data)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from c2ser_jax.bad_files import NAME, add_bad_files, found_by_all
+from c2ser_jax.corpus import source_of
 from c2ser_jax.data.augmentation import AugmentConfig
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.pipeline import DataConfig, TrainingData
@@ -90,18 +91,25 @@ def train_stage(
 
 
 def stage_data(
-    context: FoldRun, stage: Stage, make: Callable[[list[Utterance], DataConfig, int, int], Data]
+    context: FoldRun, stage: Stage, make: Callable[..., Data]
 ) -> tuple[Data, Data | None]:
     """The stage's training data, and development data where it evaluates on them.
 
-    `make(utterances, batches, process index, process count)` makes either.
+    `make` makes either; it takes what `TrainingData` does.
     """
-    fold, share = context.fold, data_share(context.mesh)
+    fold, (index, count) = context.fold, data_share(context.mesh)
+
+    def made(utterances: list[Utterance], cfg: DataConfig) -> Data:
+        return make(
+            source_of(context.source, utterances), context.labels, cfg,
+            seed=context.run.seed, process_index=index, process_count=count,
+        )  # fmt: skip
+
     cfg = replace(stage.batches, row_multiple=row_multiple(context, stage))
     if not stage.loop.evaluate_every or not fold.dev:
-        return make(fold.train, cfg, *share), None
+        return made(fold.train, cfg), None
     plain = replace(cfg, sampling="shuffle", label_share=None, augment=AugmentConfig())
-    return make(fold.train, cfg, *share), make(fold.dev, plain, *share)
+    return made(fold.train, cfg), made(fold.dev, plain)
 
 
 def row_multiple(context: FoldRun, stage: Stage) -> int:

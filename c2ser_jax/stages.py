@@ -12,8 +12,7 @@ import numpy as np
 
 from c2ser_jax.config import ANSWERING, ClassifyStage, PretrainStage, RunConfig
 from c2ser_jax.corpus import sample_audio, source_of
-from c2ser_jax.data.manifest import Utterance
-from c2ser_jax.data.pipeline import DataConfig, TrainingData
+from c2ser_jax.data.pipeline import TrainingData
 from c2ser_jax.evaluation.plots import curves_picture
 from c2ser_jax.evaluation.probe_result import FoldResult
 from c2ser_jax.fold_run import FoldRun, alone, together
@@ -110,7 +109,7 @@ def _train(context: FoldRun, name: str, encoder: Params | None) -> Params:
     run = context.run
     stage = run.pretrain if name == "pretrain" else run.classify
     assert stage is not None
-    data, held = together(context.stop, lambda: _stage_data(context, stage))
+    data, held = together(context.stop, lambda: stage_data(context, stage, TrainingData))
     task = _task(run, stage, context.labels, data)
     initial = None if encoder is None else {"encoder": encoder}
     params = train_stage(context, name, stage, task, data, held, initial)
@@ -155,21 +154,3 @@ def _task(run: RunConfig, stage: Any, labels: list[str], data: TrainingData) -> 
         return Pretrain(stage.task, run.encoder)
     counts = np.bincount(data.label[data.label >= 0], minlength=len(labels)).tolist()
     return Classify(stage.task, run.encoder, labels, counts)
-
-
-def _stage_data(
-    context: FoldRun, stage: PretrainStage | ClassifyStage
-) -> tuple[TrainingData, TrainingData | None]:
-    """The stage's training data, and development data where it evaluates on them."""
-
-    def data(utterances: list[Utterance], cfg: DataConfig, index: int, count: int) -> TrainingData:
-        return TrainingData(
-            source_of(context.source, utterances),
-            context.labels,
-            cfg,
-            seed=context.run.seed,
-            process_index=index,
-            process_count=count,
-        )
-
-    return stage_data(context, stage, data)
