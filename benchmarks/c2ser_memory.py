@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from c2ser_jax.config import CotStage, load_run  # noqa: E402
+from c2ser_jax.cot_stages import answering_loop  # noqa: E402
 from c2ser_jax.parallel.mesh import MeshConfig, make_local_mesh, make_mesh  # noqa: E402
 from c2ser_jax.parallel.rules import (  # noqa: E402
     RULES,
@@ -38,8 +39,8 @@ from c2ser_jax.parallel.rules import (  # noqa: E402
 from c2ser_jax.tasks.cot import ChainOfThought  # noqa: E402
 from c2ser_jax.tasks.trainable import Trainable  # noqa: E402
 from c2ser_jax.training import optimizer as optimizers  # noqa: E402
-from c2ser_jax.training.state import TrainState, flatten, state_shapes  # noqa: E402
-from c2ser_jax.training.step import make_train_step  # noqa: E402
+from c2ser_jax.training.loop import jitted_step, planned_state  # noqa: E402
+from c2ser_jax.training.state import TrainState, flatten  # noqa: E402
 
 CONFIG = ROOT / "configs" / "published" / "c2ser_explicit"
 DEVICES = 8
@@ -92,22 +93,15 @@ def planned_step(task: ChainOfThought, stage: CotStage, mesh: Mesh, *, samples: 
     batch = _batch(CLIPS * batch_parts(mesh) * stage.loop.microbatches, samples, mesh)
     optimizer = optimizers.build(stage.optimizer, stage.loop.steps)
     schedule = optimizers.learning_rate_schedule(stage.optimizer, stage.loop.steps)
-    whole = replicated(mesh)
+    cfg = answering_loop(stage.loop, task)
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        state = state_shapes(
-            task, optimizer, batch, mesh=mesh, trainable=task.trainable,
-            frozen_dtype=stage.loop.frozen_dtype, frozen_dtype_paths=stage.loop.frozen_dtype_paths,
-        )  # fmt: skip
-    step = make_train_step(
-        task, optimizer, learning_rate=schedule, microbatches=stage.loop.microbatches
-    )
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        state = planned_state(task, cfg, optimizer, batch, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     healthy, stop, key = (
-        jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+        jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
         for shape, dtype in (((), bool), ((mesh.size,), bool), (key.shape, key.dtype))
     )
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
+    jitted = jitted_step(task, cfg, optimizer, schedule, state, mesh)
     return Planned(mesh, state, (state, healthy, batch, stop, key), jitted)
 
 

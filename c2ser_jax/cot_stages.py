@@ -83,14 +83,14 @@ def train_answers(context: FoldRun, name: str, parts: Params) -> dict[str, Any]:
     start = {**initial_parts(run), **parts}
     if stage.task.distillation_weight:
         start[TEACHER] = select_params(start, task.trainable)
-    loop = _loop(stage.loop, task)
+    loop = answering_loop(stage.loop, task)
     params = train_stage(context, name, stage, task, data, held, start, loop=loop)
     params.pop(TEACHER, None)
     alone(stop, lambda: _write(context, name, task, params, data, answers))
     return params
 
 
-def _loop(cfg: LoopConfig, task: ChainOfThought) -> LoopConfig:
+def answering_loop(cfg: LoopConfig, task: ChainOfThought) -> LoopConfig:
     """The loop's settings with what the task trains, and averages if it averages anything."""
     return replace(
         cfg,

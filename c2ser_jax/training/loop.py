@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from c2ser_jax.errors import UserError
@@ -164,7 +165,8 @@ class _Run:
         batch, ids = self._next_batch(stream)
         state, run_key = self._first_state(batch, start, seed, init_params)
         self.saved = start
-        programs = self._programs(state)
+        step_program = jitted_step(self.task, cfg, self.optimizer, self.schedule, state, self.mesh)
+        programs = Programs(step_program, self.log.say)
         go_on, halt = any_process(self.mesh, False), any_process(self.mesh, True)
         healthy = jax.jit(lambda: jnp.bool_(True), out_shardings=replicated(self.mesh))()
         unsettled: Any = None
@@ -211,18 +213,8 @@ class _Run:
         return self.cfg.log_every, self.cfg.save_every, self.cfg.evaluate_every
 
     def _first_state(self, batch: Any, start: Any, seed: int, init_params: Any) -> Any:
-        cfg = self.cfg
         structs = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in batch.items()}
-        shapes = state_shapes(
-            self.task,
-            self.optimizer,
-            structs,
-            mesh=self.mesh,
-            trainable=cfg.trainable,
-            ema=_averaged_paths(self.task, cfg),
-            frozen_dtype=cfg.frozen_dtype,
-            frozen_dtype_paths=cfg.frozen_dtype_paths,
-        )
+        shapes = planned_state(self.task, self.cfg, self.optimizer, structs, self.mesh)
         init_key, run_key = jax.jit(
             lambda: (jax.random.key(seed), jax.random.fold_in(jax.random.key(seed), 1)),
             out_shardings=replicated(self.mesh),
@@ -234,21 +226,6 @@ class _Run:
             self.task, self.optimizer, structs, shapes, key=init_key, init_params=init_params
         )
         return state, run_key
-
-    def _programs(self, state: TrainState) -> Programs:
-        cfg = self.cfg
-        end = cfg.ema_decay if cfg.ema_end_decay is None else cfg.ema_end_decay
-        step = make_train_step(
-            self.task,
-            self.optimizer,
-            learning_rate=self.schedule,
-            microbatches=cfg.microbatches,
-            ema_decay=annealed_decay(cfg.ema_decay, end, cfg.ema_anneal_steps),
-        )
-        whole = replicated(self.mesh)
-        places = jax.tree.map(lambda leaf: leaf.sharding, state)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
-        return Programs(jitted, self.log.say)
 
     def _settle(self, unsettled: Any, state: TrainState) -> bool:
         """Looks at one finished step: keeps its report, stops on NaN, returns the vote to stop."""
@@ -284,6 +261,48 @@ class _Run:
         if self.saved != step:
             self.checkpoints.save(step, state, self.record)
             self.saved = step
+
+
+def planned_state(
+    task: Task,
+    cfg: LoopConfig,
+    optimizer: optax.GradientTransformation,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+    mesh: Mesh,
+) -> TrainState:
+    """The state that a loop trains, as ShapeDtypeStructs with shardings. Errors: UserError."""
+    return state_shapes(
+        task,
+        optimizer,
+        batch,
+        mesh=mesh,
+        trainable=cfg.trainable,
+        ema=_averaged_paths(task, cfg),
+        frozen_dtype=cfg.frozen_dtype,
+        frozen_dtype_paths=cfg.frozen_dtype_paths,
+    )
+
+
+def jitted_step(
+    task: Task,
+    cfg: LoopConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[Any], Any],
+    state: TrainState,
+    mesh: Mesh,
+) -> Any:
+    """The step of a loop, jitted, for a `state` of arrays or their shapes, which is donated."""
+    end = cfg.ema_decay if cfg.ema_end_decay is None else cfg.ema_end_decay
+    step = make_train_step(
+        task,
+        optimizer,
+        learning_rate=schedule,
+        microbatches=cfg.microbatches,
+        ema_decay=annealed_decay(cfg.ema_decay, end, cfg.ema_anneal_steps),
+    )
+    whole = replicated(mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
 
 
 def _averaged_paths(task: Task, cfg: LoopConfig) -> str | None:
