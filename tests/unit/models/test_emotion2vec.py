@@ -15,18 +15,24 @@ from tests.unit.models.generic import generic_params
 
 CFG = Emotion2VecConfig(
     width=12, depth=3, prenet_depth=2, heads=3, mlp_ratio=2.0, extra_tokens=2,
-    conv_layers=(ConvLayer(5, 10, 5), ConvLayer(7, 8, 4)), position_width=9, position_depth=3,
+    conv_layers=(ConvLayer(5, 10, 5), ConvLayer(7, 8, 4)), position_width=6, position_depth=2,
     position_groups=2, normalize_waveform=False,
 )  # fmt: skip
 AUDIO = np.random.default_rng(0).standard_normal((2, 700)).astype(np.float32)
 SAMPLES = np.array([700, 420], np.int32)
+QUIET = dict(dropout=0.0, attention_dropout=0.0, mlp_dropout=0.0, prenet_dropout=0.0,
+             layer_drop=0.0, prenet_layer_drop=0.0)  # fmt: skip
+FRAMES = np.random.default_rng(1).standard_normal((2, CFG.frames(700), 12)).astype(np.float32)
 
 
-def initial(cfg, boxed=False):
-    variables = jax.eval_shape(Emotion2Vec(cfg).init, jax.random.key(0), AUDIO, SAMPLES)
-    if boxed:
-        return variables["params"]
-    return generic_params(variables)
+@functools.cache
+def boxes(cfg):
+    """Names and shapes of all parameters."""
+    return jax.eval_shape(Emotion2Vec(cfg).init, jax.random.key(0), AUDIO, SAMPLES)["params"]
+
+
+def initial(cfg):
+    return generic_params({"params": boxes(cfg)})
 
 
 def encode(cfg, variables, audio=AUDIO, samples=SAMPLES, seed=None, statistics=None, hidden=None,
@@ -46,6 +52,24 @@ def compiled(cfg, **options):
     return jax.jit(run)
 
 
+def contextualize(cfg, variables, seed=None, collect=()):
+    """Tokens, frames and intermediates of the part behind the positions; a seed means training."""
+    key = None if seed is None else jax.random.key(seed)
+    return compiled_context(cfg, collect)(variables, FRAMES, key)
+
+
+@functools.cache
+def compiled_context(cfg, collect=()):
+    def run(variables, frames, key):
+        train = {} if key is None else dict(train=True, rngs={"dropout": key})
+        mask = jnp.arange(frames.shape[1]) < CFG.frames(SAMPLES)[:, None]
+        return Emotion2Vec(cfg).apply(
+            variables, frames, mask, method="contextualize", collect=collect, **train
+        )
+
+    return jax.jit(run)
+
+
 def changed(**values):
     return dataclasses.replace(CFG, **values)
 
@@ -56,7 +80,7 @@ def changed(**values):
         (dict(layer_norm_first=True), "layer_norm_first is true: only post-norm"),
         (dict(heads=5), "width 12 is not a multiple of heads 5"),
         (dict(position_groups=5), "not a multiple of position_groups"),
-        (dict(position_width=12), "even kernel of 4"),
+        (dict(position_width=12), "even kernel of 6"),
         (dict(conv_layers=()), "conv_layers is empty"),
         (dict(depth=0), "depth is 0"),
         (dict(extra_tokens=-1), "must not be negative"),
@@ -91,29 +115,29 @@ def test_frames_follow_the_published_stem():
 
 
 def test_the_frame_count_is_that_of_the_stem_itself():
+    def local_features(audio):
+        return Emotion2Vec(CFG).apply(variables, audio, np.array([9]), method="local_features")
+
+    variables = initial(CFG)
     for samples in (CFG.receptive_samples, 101, 699, 700):
-        audio = np.zeros((1, samples), np.float32)
-        shape = jax.eval_shape(
-            lambda audio: Emotion2Vec(CFG).apply(initial(CFG), audio, np.array([9])), audio
-        )
-        assert shape.frames.shape[1] == CFG.frames(samples)
+        for part in jax.eval_shape(local_features, np.zeros((1, samples), np.float32)):
+            assert part.shape[1] == CFG.frames(samples)
 
 
 def test_every_parameter_has_its_name_shape_and_known_axes():
-    params = initial(CFG, boxed=True)
+    params = boxes(CFG)
     assert set(params) == {
         "local_encoder", "project_features", "relative_positional_encoder", "extra_tokens",
         "alibi_scale", "context_encoder", "blocks",
     }  # fmt: skip
     names = {name for name, _ in RULES} | {None}
-    boxes = jax.tree.leaves(params, is_leaf=lambda leaf: hasattr(leaf, "names"))
-    for box in boxes:
+    for box in jax.tree.leaves(params, is_leaf=lambda leaf: hasattr(leaf, "names")):
         assert len(box.names) == len(box.value.shape) and set(box.names) <= names
     qkv = params["blocks"]["attn"]["qkv"]["kernel"]
     assert qkv.value.shape == (3, 12, 36) and qkv.names == ("layers", "width", "qkv")
     prenet = params["context_encoder"]["blocks"]["mlp"]["fc2"]["kernel"]
     assert prenet.value.shape == (2, 24, 12) and prenet.names == ("layers", "mlp", "width")
-    conv = params["relative_positional_encoder"]["conv_2"]["kernel"]
+    conv = params["relative_positional_encoder"]["conv_1"]["kernel"]
     assert conv.value.shape == (3, 6, 12)
     assert params["alibi_scale"].value.shape == (1, 3)
     assert params["extra_tokens"].value.shape == (2, 12)
@@ -129,7 +153,7 @@ def test_every_parameter_has_its_name_shape_and_known_axes():
     ],
 )
 def test_alibi_scale_exists_only_where_it_is_learned(values, shape):
-    params = initial(changed(**values), boxed=True)
+    params = boxes(changed(**values))
     assert ("alibi_scale" in params) == (shape is not None)
     if shape:
         assert params["alibi_scale"].value.shape == shape
@@ -152,39 +176,49 @@ def test_a_scale_per_layer_acts_on_its_own_layer():
     scale = np.abs(params["alibi_scale"])
     larger = scale + 5.0 * (np.arange(5) == 3)[:, None]  # prenet first: the second main block
     before, after = (
-        encode(cfg, {"params": {**params, "alibi_scale": value}}, return_layers=True)
+        contextualize(
+            cfg, {"params": {**params, "alibi_scale": value}}, collect=("prenet_out", "block_out")
+        )[2]
         for value in (scale, larger.astype(np.float32))
     )
-    np.testing.assert_array_equal(before.layers["prenet_out"], after.layers["prenet_out"])
-    moved = np.abs(before.layers["block_out"] - after.layers["block_out"]).max((1, 2, 3))
+    np.testing.assert_array_equal(before["prenet_out"], after["prenet_out"])
+    moved = np.abs(before["block_out"] - after["block_out"]).max((1, 2, 3))
     assert moved[0] == 0 and moved[1] > 1e-3
 
 
 def test_a_fixed_scale_equals_a_learned_one_of_that_value():
-    cfg = changed(alibi_scale="fixed", alibi_initial_scale=1.7)
-    variables = initial(cfg)
-    learned = {"params": {**variables["params"], "alibi_scale": np.full((1, 1), 1.7, np.float32)}}
-    one, other = encode(cfg, variables), encode(changed(alibi_scale="learned"), learned)
-    np.testing.assert_allclose(one.frames, other.frames, atol=1e-5)
-    assert np.abs(encode(changed(alibi=False), variables).frames - one.frames).max() > 1e-3
+    shallow = changed(prenet_depth=0)
+
+    def frames(params, **values):
+        return contextualize(dataclasses.replace(shallow, **values), {"params": params})[1]
+
+    params = dict(initial(CFG)["params"])
+    del params["alibi_scale"]
+    one = frames(params, alibi_scale="fixed", alibi_initial_scale=1.7)
+    learned = {**params, "alibi_scale": np.full((1, 1), 1.7, np.float32)}
+    np.testing.assert_allclose(one, frames(learned, alibi_scale="learned"), atol=1e-5)
+    assert np.abs(frames(params, alibi=False) - one).max() > 1e-3
 
 
 def test_rematerialised_blocks_give_the_same_features_and_gradients():
     variables = initial(CFG)
 
     def gradient(cfg):
-        return jax.jit(jax.grad(lambda v: encode(cfg, v).pooled.sum()))(variables)
+        def total(variables, frames):
+            tokens, frames, _ = compiled_context(cfg)(variables, frames, None)
+            return jnp.square(frames).sum() + tokens.sum(), (tokens, frames)
 
-    one, other = gradient(CFG), gradient(changed(remat=True))
+        grad = jax.grad(total, (0, 1), has_aux=True)
+        return jax.jit(grad)(variables, FRAMES)
+
+    one, other = (gradient(changed(prenet_depth=0, remat=remat)) for remat in (False, True))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(a).max()))
 
 
 def test_training_positions_equal_those_of_inference():
-    cfg = changed(dropout=0.0, attention_dropout=0.0, mlp_dropout=0.0, prenet_dropout=0.0,
-                  layer_drop=0.0, prenet_layer_drop=0.0)  # fmt: skip
-    variables = initial(cfg)
-    still, train = encode(cfg, variables), encode(cfg, variables, seed=0)
+    variables = initial(CFG)
+    still, train = encode(CFG, variables), encode(changed(**QUIET), variables, seed=0)
     np.testing.assert_allclose(still.frames, train.frames, atol=1e-5)
 
 
@@ -200,37 +234,36 @@ def test_dropout_acts_in_training_only_and_follows_its_key():
     assert np.abs(draw(1) - still).max() > 1e-2 and np.abs(draw(1) - draw(2)).max() > 1e-2
 
 
-QUIET = dict(dropout=0.0, attention_dropout=0.0, mlp_dropout=0.0, prenet_dropout=0.0,
-             layer_drop=0.0, prenet_layer_drop=0.0)  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "name",
     ["input_dropout", "dropout", "attention_dropout", "activation_dropout", "mlp_dropout",
      "prenet_dropout", "layer_drop", "prenet_layer_drop"],
 )  # fmt: skip
 def test_each_dropout_has_an_effect_of_its_own(name):
-    cfg = dataclasses.replace(CFG, **{**QUIET, name: 0.6})
-    variables = initial(cfg)
-    draws = np.stack([encode(cfg, variables, seed=seed).frames for seed in range(6)])
+    prenet_depth = 2 if name.startswith("prenet") else 0  # without one, the blocks' own
+    cfg = changed(**{**QUIET, "prenet_depth": prenet_depth, name: 0.6})
+    variables = initial(CFG)
+    draws = np.stack([contextualize(cfg, variables, seed=seed)[1] for seed in range(6)])
     assert np.abs(draws - draws[0]).max() > 1e-3
 
 
 def test_a_dropped_layer_passes_its_input_on():
-    cfg = dataclasses.replace(CFG, **{**QUIET, "layer_drop": 0.999999})
-    variables = initial(cfg)
-    output = encode(cfg, variables, seed=0, return_layers=True)
-    np.testing.assert_array_equal(output.layers["prenet_out"][:, 2:], output.frames)
+    cfg = changed(**{**QUIET, "layer_drop": 0.999999})
+    _, frames, layers = contextualize(cfg, initial(CFG), seed=0, collect=("prenet_out",))
+    np.testing.assert_array_equal(layers["prenet_out"][:, 2:], frames)
 
 
 def test_given_statistics_replace_the_rows_own():
-    cfg = changed(normalize_waveform=True)
-    variables = initial(cfg)
+    plain = changed(
+        conv_layers=(ConvLayer(7, 16, 20),), position_width=3, position_depth=1, prenet_depth=0
+    )
+    cfg = dataclasses.replace(plain, normalize_waveform=True)
+    variables = initial(plain)
     whole = np.concatenate([AUDIO[0], AUDIO[1]])
     statistics = np.array([[whole.mean(), whole.var()]] * 2, np.float32)
     normalised = (AUDIO - whole.mean()) / np.sqrt(whole.var() + 1e-5)
     found = encode(cfg, variables, statistics=statistics)
-    wanted = encode(CFG, variables, audio=normalised)
+    wanted = encode(plain, variables, audio=normalised)
     np.testing.assert_allclose(found.tokens, wanted.tokens, atol=1e-5)
     assert np.abs(encode(cfg, variables).tokens - wanted.tokens).max() > 1e-4
 
@@ -238,8 +271,9 @@ def test_given_statistics_replace_the_rows_own():
 def test_pooled_is_the_mean_of_real_frames_in_float32():
     output = encode(changed(dtype="bfloat16"), initial(CFG))
     assert output.frames.dtype == jnp.bfloat16 and output.pooled.dtype == jnp.float32
+    frames = np.asarray(output.frames, np.float32)
     for row, count in enumerate(CFG.frames(SAMPLES)):
-        mean = np.asarray(output.frames[row, :count], np.float32).mean(0)
+        mean = frames[row, :count].mean(0)
         np.testing.assert_allclose(output.pooled[row], mean, atol=1e-5)
 
 
