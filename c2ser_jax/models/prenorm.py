@@ -127,5 +127,6 @@ def scan_prenorm(
         split_rngs={"params": True, "dropout": True},
         length=depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
+        check_constancy_invariants=False,
     )
     return scan(block, x, None)
