@@ -63,7 +63,7 @@ def make_data(*, workers: int = 0, share: tuple[int, int] = (0, 1), rows: int = 
         items.append((Utterance(id=f"u{index}", path="", label=label), audio))
     cfg = DataConfig(
         max_seconds=0.5,
-        buckets=2,
+        buckets=1,
         batch_seconds=60.0,
         max_rows=rows,
         row_multiple=rows,

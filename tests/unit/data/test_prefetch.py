@@ -35,7 +35,7 @@ def end_again_and_again():
 if __name__ == "__main__":
     noted, started = [], threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
-    batches = Prefetched(make, range(50), workers=2, threads=1)
+    batches = Prefetched(make, range(50), workers=1, threads=1)
     while_they_start = threading.Thread(target=end_again_and_again)
     while_they_start.start()
     next(batches)
@@ -53,7 +53,7 @@ from c2ser_jax.data.prefetch import Prefetched
 from steps_for_workers import make
 
 if __name__ == "__main__":
-    next(Prefetched(make, range(1 << 40), workers=2, threads=1))
+    next(Prefetched(make, range(1 << 40), workers=1, threads=1))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
