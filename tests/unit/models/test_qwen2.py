@@ -24,28 +24,38 @@ def apply(*args, model=MODEL, params=None, **options):
     """The model's outputs, compiled whole: op by op it takes three times as long."""
     fixed = {name: value for name, value in options.items() if isinstance(value, str | bool)}
     arrays = {name: value for name, value in options.items() if name not in fixed}
-    run = jax.jit(functools.partial(model.apply, **fixed))
+    run = compiled(model, **fixed)
     return run({"params": params or tiny_params(model.cfg)}, *args, **arrays)
+
+
+@functools.cache
+def compiled(model, **fixed):
+    return jax.jit(functools.partial(model.apply, **fixed))
+
+
+start = jax.jit(caches.start, static_argnums=(0, 4))
+advance = jax.jit(caches.advance, static_argnums=0)
 
 
 @pytest.mark.parametrize("side", ["left", "holes"])
 def test_padding_anywhere_changes_no_real_position(side):
     embeddings, mask = prompts([5, 9, 7], 9)
     moved, moved_mask = prompts([5, 9, 7], 13, side)
-    wanted = apply(embeddings=embeddings, mask=mask, logits="all").logits
-    found = apply(embeddings=moved, mask=moved_mask, logits="all").logits
+    wanted = np.asarray(apply(embeddings=embeddings, mask=mask).logits)
+    found = np.asarray(apply(embeddings=moved, mask=moved_mask).logits)
     np.testing.assert_allclose(found[moved_mask], wanted[mask], atol=2e-5)
-    shifted = apply(embeddings=moved, mask=np.roll(moved_mask, 1, 1)).logits
+    shifted = np.asarray(apply(embeddings=moved, mask=np.roll(moved_mask, 1, 1)).logits)
     assert np.abs(shifted[moved_mask] - wanted[mask]).max() > 1e-2
 
 
 def test_last_and_chosen_logits_are_those_of_all():
-    embeddings, mask = prompts([5, 8], 11, "holes")
-    every = apply(embeddings=embeddings, mask=mask).logits
+    embeddings, mask = prompts([5, 8, 9], 13, "holes")
+    every = np.asarray(apply(embeddings=embeddings, mask=mask, logits="all").logits)
+    np.testing.assert_array_equal(apply(embeddings=embeddings, mask=mask).logits, every)
     last = [np.flatnonzero(row)[-1] for row in mask]
     found = apply(embeddings=embeddings, mask=mask, logits="last").logits
-    np.testing.assert_allclose(found, every[np.arange(2), last], atol=1e-5)
-    at = np.array([[2, 0, 7], [1, 1, 4]])
+    np.testing.assert_allclose(found, every[np.arange(3), last], atol=1e-5)
+    at = np.array([[2, 0, 7], [1, 1, 4], [12, 5, 3]])
     found = apply(embeddings=embeddings, mask=mask, at=at).logits
     np.testing.assert_allclose(found, np.take_along_axis(every, at[..., None], 1), atol=1e-5)
     assert apply(embeddings=embeddings, mask=mask, logits="none").logits is None
@@ -59,31 +69,32 @@ def test_cached_steps_equal_the_whole_run(is_scanned):
         jax.tree.map(np.testing.assert_array_equal, stack_layers(params, TINY.depth), tiny_params())
     embeddings, mask = prompts([4, 7], 8, "holes")
     tokens = np.array([[3, 30, 5], [9, 1, 1]])
-    after = model.apply({"params": params}, tokens, method="embed")
+    after = apply(tokens, model=model, params=params, method="embed")
     whole = np.concatenate([embeddings, after], 1)
     seen = np.concatenate([mask, np.ones((2, 3), bool)], 1)
-    wanted = apply(embeddings=whole, mask=seen, model=model, params=params).logits[:, -4:]
-    logits, cache = caches.start(model, params, embeddings, mask, 3)
+    wanted = apply(embeddings=whole, mask=seen, model=model, params=params).logits
+    wanted = np.asarray(wanted)[:, -4:]
+    logits, cache = start(model, params, embeddings, mask, 3)
     assert cache.mask.shape[1] % 8 == 0
+    turned = jax.jit(caches.take)(cache, np.array([1, 0]))
     for i in range(3):
-        logits, cache = caches.advance(model, params, tokens[:, i], cache)
+        logits, cache = advance(model, params, tokens[:, i], cache)
         np.testing.assert_allclose(logits, wanted[:, i + 1], atol=2e-5)
-    turned = caches.take(caches.start(model, params, embeddings, mask, 1)[1], np.array([1, 0]))
-    logits, _ = caches.advance(model, params, tokens[::-1, 0], turned)
+    logits, _ = advance(model, params, tokens[::-1, 0], turned)
     np.testing.assert_allclose(logits, wanted[::-1, 1], atol=2e-5)
 
 
 def test_a_merged_adapter_gives_the_same_and_comes_out_again():
     params = tiny_params()
     tokens = np.array([[3, 30, 5, 7]])
-    merged = lora.merge(params, LORA.scale)
+    merged = jax.jit(lora.merge)(params, LORA.scale)
     assert not any("lora" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(merged))
     plain = Qwen2(dataclasses.replace(TINY, lora=None))
     wanted = apply(tokens).logits
     np.testing.assert_allclose(apply(tokens, model=plain, params=merged).logits, wanted, atol=2e-5)
     base, factors = lora.split(params)
     assert np.abs(apply(tokens, model=plain, params=base).logits - wanted).max() > 1e-2
-    again = lora.unmerge(merged, factors, LORA.scale)
+    again = jax.jit(lora.unmerge)(merged, factors, LORA.scale)
     assert jax.tree.structure(again) == jax.tree.structure(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, params)
     with pytest.raises(UserError, match="no layers/x for the adapter"):
