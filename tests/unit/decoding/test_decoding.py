@@ -1,6 +1,7 @@
 """Generation, label scoring and constraints on a tiny model."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -13,13 +14,32 @@ from c2ser_jax.errors import UserError
 from c2ser_jax.models.qwen2 import Qwen2, unstack_layers
 from tests.tiny_qwen2 import TINY, prompts, tiny_params, without_scan
 
-MODEL = Qwen2(TINY)
+CFG = dataclasses.replace(TINY, lora=None)
+MODEL = Qwen2(CFG)
 RULE = DecodingConfig(mode="greedy", max_new_tokens=7, eos=(4,), pad=4)
 SIZES = [5, 9, 7]
+LENGTH = 12  # of all prompts, so that tests share their programs
+
+
+def rule_of(mode):
+    """One rule per mode; "greedy" alone, which draws as "sample" does, has no penalty."""
+    options = dict(temperature=1.5, top_k=9, top_p=0.9)
+    if mode == "greedy":
+        options["repetition_penalty"] = 1.0
+    return dataclasses.replace(RULE, mode=mode, **options)
+
+
+def params():
+    return tiny_params(CFG)
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def apply(*args, method=None, **inputs):
+    return MODEL.apply({"params": params()}, *args, method=method, **inputs)
 
 
 def answers(rule, embeddings, mask, **options):
-    found = generate(MODEL, tiny_params(), embeddings, mask, rule, **options)
+    found = generate(MODEL, params(), embeddings, mask, rule, **options)
     return [np.asarray(row)[:n].tolist() for row, n in zip(*found_rows(found), strict=True)]
 
 
@@ -29,44 +49,47 @@ def found_rows(found):
 
 @pytest.mark.parametrize("mode", ["greedy", "published", "sample"])
 def test_a_batch_gives_what_its_rows_give_alone(mode):
-    rule = dataclasses.replace(RULE, mode=mode, temperature=1.5, top_k=9, top_p=0.9)
+    rule = rule_of(mode)
     keys = jax.random.split(jax.random.key(5), len(SIZES))
     options = {"key": keys} if mode == "sample" else {}
-    together = answers(rule, *prompts(SIZES, 12, "holes"), **options)
+    together = answers(rule, *prompts(SIZES, LENGTH, "holes"), **options)
     for row in range(len(SIZES)):
         one = {name: value[row : row + 1] for name, value in options.items()}
-        assert answers(rule, *prompts(SIZES[row : row + 1], 12, "left"), **one) == [together[row]]
+        assert answers(rule, *prompts(SIZES[row : row + 1], LENGTH, "left"), **one) == [
+            together[row]
+        ]
     assert len({tuple(answer) for answer in together}) > 1
 
 
 def test_greedy_takes_the_best_token_of_the_whole_run():
-    (embeddings, mask), params = prompts([6], 6), tiny_params()
-    rule = dataclasses.replace(RULE, repetition_penalty=1.0)
-    (answer,) = answers(rule, embeddings, mask)
-    after = MODEL.apply({"params": params}, np.array([answer]), method="embed")
-    whole = np.concatenate([embeddings, after], 1)
-    logits = MODEL.apply({"params": params}, embeddings=whole).logits
-    assert np.argmax(logits[0, 5:-1], -1).tolist() == answer
+    embeddings, mask = prompts([6], LENGTH)
+    (answer,) = answers(rule_of("greedy"), embeddings, mask)
+    whole = np.zeros((1, 20, CFG.width), np.float32)  # nothing sees what follows
+    whole[:, :6] = embeddings[:, :6]
+    whole[:, 6 : 6 + len(answer)] = apply(np.array([answer]), method="embed")
+    logits = np.asarray(apply(embeddings=whole).logits)
+    assert np.argmax(logits[0, 5 : 5 + len(answer)], -1).tolist() == answer
 
 
 def test_layers_of_their_own_generate_the_same():
-    embeddings, mask = prompts(SIZES, 9)
-    rule = dataclasses.replace(RULE, mode="beam", beams=3)
-    wanted = generate(MODEL, tiny_params(), embeddings, mask, rule)
-    model = Qwen2(without_scan(TINY))
-    found = generate(model, unstack_layers(tiny_params(), TINY.depth), embeddings, mask, rule)
+    embeddings, mask = prompts(SIZES, LENGTH)
+    rule = rule_of("beam")
+    wanted = generate(MODEL, params(), embeddings, mask, rule)
+    model = Qwen2(without_scan(CFG))
+    found = generate(model, unstack_layers(params(), CFG.depth), embeddings, mask, rule)
     np.testing.assert_array_equal(found.best_tokens, wanted.best_tokens)
     assert (np.diff(np.asarray(wanted.best_scores)) <= 0).all()
 
 
 def test_no_answer_ends_too_early_and_the_end_is_padded():
-    embeddings, mask = prompts(SIZES, 9)
+    embeddings, mask = prompts(SIZES, LENGTH)
     everything = tuple(range(TINY.vocabulary))
     short = dataclasses.replace(RULE, eos=everything, pad=2)
-    found = generate(MODEL, tiny_params(), embeddings, mask, short)
+    found = generate(MODEL, params(), embeddings, mask, short)
     assert found.lengths.tolist() == [1, 1, 1] and (np.asarray(found.tokens)[:, 1:] == 2).all()
     long = dataclasses.replace(RULE, min_new_tokens=6, eos=(4, 5, 6, 7, 8))
-    assert (generate(MODEL, tiny_params(), embeddings, mask, long).lengths >= 7).all()
+    found = generate(MODEL, params(), embeddings, mask, long)
+    assert (np.asarray(found.lengths) >= 7).all()
 
 
 ALLOWED = [[3, 7], [3, 8, 9], [11], [12, 3, 7, 7]]
@@ -75,40 +98,37 @@ ALLOWED = [[3, 7], [3, 8, 9], [11], [12, 3, 7, 7]]
 @pytest.mark.parametrize("mode", ["greedy", "beam", "published", "sample"])
 def test_constrained_answers_are_always_allowed(mode):
     trie = build_trie(ALLOWED, 4, TINY.vocabulary)
-    rule = dataclasses.replace(RULE, mode=mode)
-    key = jax.random.key(0) if mode == "sample" else None
-    embeddings, mask = prompts(SIZES, 9)
-    for answer in answers(rule, embeddings, mask, trie=trie, key=key):
+    options = {"key": jax.random.split(jax.random.key(0), 3)} if mode == "sample" else {}
+    embeddings, mask = prompts(SIZES, LENGTH)
+    for answer in answers(rule_of(mode), embeddings, mask, trie=trie, **options):
         assert answer[-1] == 4 and answer[:-1] in ALLOWED
-    assert any(a[:-1] not in ALLOWED for a in answers(rule, embeddings, mask, key=key))
+    free = answers(rule_of(mode), embeddings, mask, **options)
+    assert any(answer[:-1] not in ALLOWED for answer in free)
 
 
 def test_label_probabilities_equal_a_forward_pass_per_label():
     labels = [[3, 7, 4], [9, 4], [11], [12, 3, 7, 7]]
-    embeddings, mask = prompts(SIZES, 12, "holes")
-    params = tiny_params()
+    embeddings, mask = prompts(SIZES, LENGTH, "holes")
     packed, label_mask = pack_labels(labels)
-    found = score_labels(MODEL, params, embeddings, mask, packed, label_mask)
-    forward = jax.jit(lambda whole: MODEL.apply({"params": params}, embeddings=whole).logits)
-    embed = jax.jit(lambda tokens: MODEL.apply({"params": params}, tokens, method="embed"))
+    score = functools.partial(score_labels, MODEL, params(), embeddings, mask, packed, label_mask)
+    found = score(prior=np.zeros(4, np.float32))
     wanted = np.zeros((len(SIZES), len(labels)))
     for row in range(len(SIZES)):
         real = embeddings[row][mask[row]]
         for column, label in enumerate(labels):
             whole = np.zeros((1, 20, embeddings.shape[2]), np.float32)  # nothing sees what follows
             whole[0, : len(real)] = real
-            after = embed(np.array([label + [0] * (4 - len(label))]))[0, : len(label)]
-            whole[0, len(real) : len(real) + len(label)] = after
-            logp = jax.nn.log_softmax(forward(whole)[0])[len(real) - 1 :]
+            after = apply(np.array([label + [0] * (7 - len(label))]), method="embed")
+            whole[0, len(real) : len(real) + len(label)] = after[0, : len(label)]
+            logits = np.asarray(apply(embeddings=whole).logits[0], np.float64)[len(real) - 1 :]
+            logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             wanted[row, column] = np.mean([logp[i, token] for i, token in enumerate(label)])
     np.testing.assert_allclose(found.scores, wanted, atol=2e-5)
-    np.testing.assert_allclose(found.probabilities.sum(1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(found.probabilities).sum(1), 1.0, atol=1e-6)
     softmax = np.exp(wanted) / np.exp(wanted).sum(1, keepdims=True)
     np.testing.assert_allclose(found.probabilities, softmax, atol=2e-5)
     prior = np.array([0.5, -0.5, 2.0, 0.0], np.float32)
-    corrected = score_labels(
-        MODEL, params, embeddings, mask, packed, label_mask, prior=prior, temperature=2.0
-    )
+    corrected = score(prior=prior, temperature=2.0)
     wanted = np.exp((wanted - prior) / 2)
     wanted /= wanted.sum(1, keepdims=True)
     np.testing.assert_allclose(corrected.probabilities, wanted, atol=2e-5)
@@ -117,24 +137,24 @@ def test_label_probabilities_equal_a_forward_pass_per_label():
 def test_only_tokens_that_decide_between_labels_count():
     """5 begins all; 7 or 9 decides, and behind 7 the 4 or the 3; what follows 9 is certain."""
     labels = [[5, 7, 4, 0], [5, 9, 4, 3, 11, 0], [5, 7, 3, 0]]
-    embeddings, mask = prompts(SIZES, 12, "holes")
-    params = tiny_params()
+    embeddings, mask = prompts(SIZES, LENGTH, "holes")
+    score = functools.partial(score_labels, MODEL, params(), embeddings, mask)
     packed, label_mask = pack_labels(labels)
-    rivals = pack_rivals(packed, label_mask)
-    found = score_labels(MODEL, params, embeddings, mask, packed, label_mask, rivals=rivals)
-    np.testing.assert_allclose(np.exp(found.scores).sum(1), 1.0, atol=1e-5)
-    np.testing.assert_allclose(found.probabilities, np.exp(found.scores), atol=1e-5)
+    found = score(packed, label_mask, rivals=pack_rivals(packed, label_mask))
+    scores = np.asarray(found.scores)
+    np.testing.assert_allclose(np.exp(scores).sum(1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(found.probabilities, np.exp(scores), atol=1e-5)
     each = {}  # log-probabilities of single tokens, from labels scored as they begin
     for start in ([5, 7], [5, 9], [5, 7, 4], [5, 7, 3]):
         counted = np.arange(6)[None] == len(start) - 1
         only, real = pack_labels([[*start, *[0] * (6 - len(start))], [1] * 6])
-        scored = score_labels(MODEL, params, embeddings, mask, only, real, counted=counted & real)
+        scored = score(only, real, counted=counted & real)
         each[tuple(start)] = np.asarray(scored.scores[:, 0])
     first = each[5, 7] - np.logaddexp(each[5, 7], each[5, 9])
     second = each[5, 7, 4] - np.logaddexp(each[5, 7, 4], each[5, 7, 3])
-    np.testing.assert_allclose(found.scores[:, 0], first + second, atol=1e-4)
+    np.testing.assert_allclose(scores[:, 0], first + second, atol=1e-4)
     np.testing.assert_allclose(
-        found.scores[:, 1], each[5, 9] - np.logaddexp(each[5, 7], each[5, 9]), atol=1e-4
+        scores[:, 1], each[5, 9] - np.logaddexp(each[5, 7], each[5, 9]), atol=1e-4
     )
     with pytest.raises(UserError, match="same tokens"):
         pack_rivals(*pack_labels([[5, 7], [5, 7]]))
