@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -8,10 +10,18 @@ from c2ser_jax.models.masking import block_mask, kept_frames, span_masks, span_m
 FRAMES = np.array([60, 41, 17, 3, 1, 0], np.int32)
 
 
+@functools.cache
 def draw(sampler, **changes):
     config = Data2VecConfig(mask_sampler=sampler, **changes)
-    keys = jax.random.split(jax.random.key(0), len(FRAMES))
-    return np.asarray(jax.jit(lambda keys: draw_masks(keys, FRAMES, 64, config))(keys))
+    return np.asarray(drawn(keys(), FRAMES, 64, config))
+
+
+drawn = jax.jit(draw_masks, static_argnums=(2, 3))
+
+
+@functools.cache
+def keys():
+    return jax.random.split(jax.random.key(0), len(FRAMES))
 
 
 def test_block_masks_hide_an_exact_share_of_each_rows_real_frames():
@@ -32,12 +42,11 @@ def test_the_longest_row_keeps_the_most_frames(probability):
 
 
 def test_a_rows_mask_depends_on_its_own_key_and_length_only():
-    config, keys = Data2VecConfig(), jax.random.split(jax.random.key(0), 6)
-    together = draw("block")
-    alone = draw_masks(keys[1:2], FRAMES[1:2], 64, config)
+    config, together = Data2VecConfig(), draw("block")
+    alone = np.asarray(drawn(keys()[1:2], FRAMES[1:2], 64, config))
     np.testing.assert_array_equal(together[1], alone[0])
-    other = draw_masks(keys[2:3], FRAMES[1:2], 64, config)
-    assert (np.asarray(other[0]) != together[1]).any()
+    other = np.asarray(drawn(keys()[2:3], FRAMES[1:2], 64, config))
+    assert (other[0] != together[1]).any()
 
 
 def test_span_masks_leave_padding_and_the_last_frame():
@@ -48,16 +57,14 @@ def test_span_masks_leave_padding_and_the_last_frame():
 
 
 def test_same_counts_ignore_padding_rows():
-    masks = span_masks(
-        jax.random.key(1), FRAMES[[0, 1, 5]], length=64, mask_prob=0.5, mask_length=5
-    )
-    counts = np.asarray(masks).sum(1)
+    sample = jax.jit(functools.partial(span_masks, length=64, mask_prob=0.5, mask_length=5))
+    counts = np.asarray(sample(jax.random.key(1), FRAMES[[0, 1, 5]])).sum(1)
     assert counts[0] == counts[1] > 0 and counts[2] == 0
 
 
 def test_one_key_gives_one_mask():
-    options = dict(length=30, mask_prob=0.5, mask_length=5)
-    one, same, other = (block_mask(jax.random.key(seed), 30, **options) for seed in (0, 0, 1))
+    sample = jax.jit(functools.partial(block_mask, length=30, mask_prob=0.5, mask_length=5))
+    one, same, other = (sample(jax.random.key(seed), 30) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert (np.asarray(one) != np.asarray(other)).any()
 
