@@ -20,6 +20,9 @@ if jax.default_backend() == "gpu":
     IN_BFLOAT16 += [(name, frames) for name in IMPLEMENTATIONS for frames in (84, 37)]
 
 
+run = jax.jit(attend, static_argnames=("implementation", "dropout_rate"))
+
+
 def test_slopes_of_a_power_of_two_are_geometric():
     np.testing.assert_allclose(alibi_slopes(8), 0.5 ** np.arange(1, 9))
     np.testing.assert_allclose(alibi_slopes(1), [2.0**-8])
@@ -32,7 +35,7 @@ def test_slopes_of_twelve_heads_continue_with_every_second_of_sixteen():
 
 
 def test_distances_are_zero_around_tokens_and_follow_given_indices():
-    found = frame_distances(jnp.array([[0, 3, 4]]), 2)
+    found = jax.jit(frame_distances, static_argnums=1)(np.array([[0, 3, 4]]), 2)
     wanted = np.zeros((1, 5, 5))
     wanted[0, 2:, 2:] = [[0, 3, 4], [3, 0, 1], [4, 1, 0]]
     np.testing.assert_array_equal(found, wanted)
@@ -40,10 +43,10 @@ def test_distances_are_zero_around_tokens_and_follow_given_indices():
 
 @pytest.fixture
 def tensors():
-    keys = jax.random.split(jax.random.key(0), 4)
-    query, key, value = (jax.random.normal(k, (2, 7, 3, 4)) for k in keys[:3])
-    bias = jax.random.normal(keys[3], (1, 3, 7, 7))
-    mask = (jnp.arange(7) < jnp.array([[7], [4]]))[:, None, None]
+    rng = np.random.default_rng(0)
+    query, key, value = rng.standard_normal((3, 2, 7, 3, 4)).astype(np.float32)
+    bias = rng.standard_normal((1, 3, 7, 7)).astype(np.float32)
+    mask = (np.arange(7) < np.array([[7], [4]]))[:, None, None]
     return query, key, value, bias, mask
 
 
@@ -58,14 +61,13 @@ def by_hand(query, key, value, bias, mask):
 
 def test_attention_equals_the_formula(tensors):
     query, key, value, bias, mask = tensors
-    found = attend(query, key, value, bias=bias, mask=mask)
+    found = run(query, key, value, bias=bias, mask=mask)
     np.testing.assert_allclose(found, by_hand(*tensors), atol=1e-6)
-    assert np.abs(attend(query, key, value, bias=bias) - by_hand(*tensors)).max() > 1e-2
+    unmasked = run(query, key, value, bias=bias, mask=np.ones_like(mask))
+    assert np.abs(unmasked - by_hand(*tensors)).max() > 1e-2
 
 
 def test_the_fused_kernel_gets_whole_masks_and_even_lengths(tensors, monkeypatch):
-    query, key, value, bias, mask = tensors
-
     def fused(query, key, value, bias, mask, *, implementation):
         assert implementation == "cudnn" and query.shape[1] % 2 == key.shape[1] % 2 == 0
         for x in (one for one in (bias, mask) if one is not None):
@@ -74,32 +76,40 @@ def test_the_fused_kernel_gets_whole_masks_and_even_lengths(tensors, monkeypatch
 
     dot_product_attention = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
-    found = attend(query, key, value, bias=bias, mask=mask, implementation="cudnn")
+
+    @jax.jit
+    def both(query, key, value, bias, mask):
+        options = dict(mask=mask, implementation="cudnn")
+        return attend(query, key, value, bias=bias, **options), attend(query, key, value, **options)
+
+    found, unbiased = both(*tensors)
     np.testing.assert_allclose(found, by_hand(*tensors), atol=1e-6)
-    unbiased = attend(query, key, value, mask=mask, implementation="cudnn")
-    np.testing.assert_allclose(unbiased, by_hand(*tensors[:3], 0.0, mask), atol=1e-6)
+    np.testing.assert_allclose(unbiased, by_hand(*tensors[:3], 0.0, tensors[4]), atol=1e-6)
 
 
 def test_attention_with_weight_dropout_is_right_on_average(tensors):
     query, key, value, bias, mask = tensors
-    one = attend(query, key, value, bias=bias, mask=mask, dropout_rate=1e-9,
-                 dropout_key=jax.random.key(1))  # fmt: skip
+    one = run(query, key, value, bias=bias, mask=mask, dropout_rate=1e-9,
+              dropout_key=jax.random.key(1))  # fmt: skip
     np.testing.assert_allclose(one, by_hand(*tensors), atol=1e-5)
-    draw = jax.vmap(
-        lambda key_: attend(query, key, value, bias=bias, mask=mask, dropout_rate=0.3,
-                            dropout_key=key_)
-    )  # fmt: skip
-    draws = draw(jax.random.split(jax.random.key(2), 4000))
+
+    @jax.jit
+    def draw(key_):
+        keys = jax.random.split(key_, 4000)
+        one = functools.partial(attend, query, key, value, bias=bias, mask=mask, dropout_rate=0.3)
+        return jax.vmap(lambda key_: one(dropout_key=key_))(keys)
+
+    draws = np.asarray(draw(jax.random.key(2)))
     assert np.abs(draws.mean(0) - by_hand(*tensors)).max() < 0.06
     assert draws.std(0).min() > 1e-3
 
 
 @pytest.mark.parametrize("implementation, S", IN_BFLOAT16)
 def test_bfloat16_attention_and_its_gradients_are_the_formula_rounded(implementation, S):
-    keys = jax.random.split(jax.random.key(0), 5)
-    query, key, value, towards = (jax.random.normal(k, (2, S, 4, 64)) for k in keys[:4])
-    bias = -jnp.abs(jax.random.normal(keys[4], (1, 4, S, S)))
-    mask = (jnp.arange(S) < jnp.array([[S], [20]]))[:, None, None]
+    rng = np.random.default_rng(0)
+    query, key, value, towards = rng.standard_normal((4, 2, S, 4, 64)).astype(np.float32)
+    bias = -np.abs(rng.standard_normal((1, 4, S, S))).astype(np.float32)
+    mask = (np.arange(S) < np.array([[S], [20]]))[:, None, None]
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def run(implementation, dtype, bias, *tensors):
@@ -119,8 +129,9 @@ def test_bfloat16_attention_and_its_gradients_are_the_formula_rounded(implementa
 
 
 def test_masked_keys_get_no_gradient(tensors):
-    query, key, value, bias, mask = tensors
-    gradient = jax.grad(lambda value: attend(query, key, value, mask=mask).sum())(value)
+    query, key, value, _, mask = tensors
+    grad = jax.jit(jax.grad(lambda value: attend(query, key, value, mask=mask).sum()))
+    gradient = np.asarray(grad(value))
     assert (gradient[1, 4:] == 0).all() and (gradient[1, :4] != 0).any()
 
 
@@ -140,11 +151,12 @@ def test_cudnn_without_a_gpu_is_an_error_not_a_fallback(tensors):
 
 def test_qkv_axis_is_ordered_query_key_value_then_head():
     module = Attention(heads=3)
-    x = jax.random.normal(jax.random.key(1), (1, 5, 12))
-    params = nn.meta.unbox(module.init(jax.random.key(0), x))["params"]
+    x = np.random.default_rng(1).standard_normal((1, 5, 12)).astype(np.float32)
+    params = nn.meta.unbox(jax.jit(module.init)(jax.random.key(0), x))["params"]
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     kernel, bias = params["qkv"]["kernel"], params["qkv"]["bias"]
-    with jax.default_matmul_precision("highest"):
-        query, key, value = jnp.split(x @ kernel + bias, 3, -1)
-        y = attend(*(part.reshape(1, 5, 3, 4) for part in (query, key, value))).reshape(1, 5, 12)
-        wanted = y @ params["proj"]["kernel"] + params["proj"]["bias"]
-    np.testing.assert_allclose(module.apply({"params": params}, x), wanted, atol=1e-6)
+    parts = (part.reshape(1, 5, 3, 4) for part in np.split(x @ kernel + bias, 3, -1))
+    y = by_hand(*parts, 0.0, True).reshape(1, 5, 12)
+    wanted = y @ params["proj"]["kernel"] + params["proj"]["bias"]
+    found = jax.jit(module.apply)({"params": params}, x)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
