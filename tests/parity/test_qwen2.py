@@ -195,11 +195,21 @@ def test_adapter_gradients_equal_upstream(folder, name, remat):
     assert np.linalg.norm(wrong[layer] - wanted) > 1e-3 * np.linalg.norm(wanted)
 
 
-@jax.jit
 def label_loss(logits, labels):
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[..., None], -1)
     real = labels != -100
     return -jnp.where(real, chosen[..., 0], 0).sum() / real.sum()
+
+
+@partial(jax.jit, static_argnums=0)
+def loss_and_gradients(cfg, factors, base, embeddings, mask, at, labels):
+    def loss(factors):
+        params = joined(base, factors)
+        output = Qwen2(cfg).apply({"params": params}, embeddings=embeddings, mask=mask, at=at)
+        assert output.logits.shape == (*at.shape, cfg.vocabulary)
+        return label_loss(output.logits, labels)
+
+    return jax.value_and_grad(loss)(factors)
 
 
 def gradients(cfg, params, io, check_loss=True):
@@ -210,16 +220,8 @@ def gradients(cfg, params, io, check_loss=True):
     at = np.argsort(target[:, 1:] == -100, 1, kind="stable")[:, :width].astype(np.int32)
     labels = np.take_along_axis(target[:, 1:], at, 1)
 
-    @jax.jit
-    def loss(factors):
-        output = Qwen2(cfg).apply(
-            {"params": joined(base, factors)}, embeddings=io["out/inputs_embeds"],
-            mask=io["out/attention_mask"], at=at,
-        )  # fmt: skip
-        assert output.logits.shape == (*at.shape, cfg.vocabulary)
-        return label_loss(output.logits, labels)
-
-    value, made = jax.value_and_grad(loss)(factors)
+    inputs = io["out/inputs_embeds"], io["out/attention_mask"]
+    value, made = loss_and_gradients(cfg, factors, base, *inputs, at, labels)
     if check_loss:
         np.testing.assert_allclose(value, io["out/loss"], rtol=1e-4)
     return made
