@@ -53,9 +53,9 @@ def example():
     rng = np.random.default_rng(0)
     mask = (np.arange(N)[None] < rng.integers(1, N + 1, (B, 1))).astype(np.float32)
     return {
-        "x": jnp.asarray(rng.normal(size=(B, N, F)), jnp.float32),
-        "y": jnp.asarray(rng.normal(size=(B, N)), jnp.float32),
-        "mask": jnp.asarray(mask),
+        "x": rng.normal(size=(B, N, F)).astype(np.float32),
+        "y": rng.normal(size=(B, N)).astype(np.float32),
+        "mask": mask,
     }
 
 
@@ -77,6 +77,7 @@ def run_step(task, optimizer, state, healthy=True, **options):
     )
 
 
+@jax.jit
 def closed_form(trainable):
     """The divided loss of the whole batch, written out."""
     batch, task = example(), Regression()
@@ -86,11 +87,14 @@ def closed_form(trainable):
     )
 
 
+closed_gradient = jax.jit(jax.value_and_grad(closed_form))
+
+
 @pytest.mark.parametrize("microbatches", [1, 2, 3, 4])
 def test_loss_and_gradients_do_not_depend_on_the_cut(microbatches):
     task = Regression()
     _, state = start(task)
-    wanted_loss, wanted = jax.value_and_grad(closed_form)(state.trainable)
+    wanted_loss, wanted = closed_gradient(state.trainable)
     Regression.traces = 0
     loss, grads, terms, metrics = jax.jit(
         lambda s, b, k: loss_and_gradients(task, s, b, k, microbatches=microbatches)
@@ -106,11 +110,12 @@ def test_loss_and_gradients_do_not_depend_on_the_cut(microbatches):
 def test_a_mean_of_means_would_be_noticed():
     task = Regression()
     _, state = start(task)
+    loss = jax.jit(task.loss)
     parts = cut(example(), 3)
     losses = []
     for m in range(3):
         part = {name: rows[m] for name, rows in parts.items()}
-        terms, _ = task.loss(state.trainable, {}, None, part, None, 0)
+        terms, _ = loss(state.trainable, {}, None, part, None, 0)
         losses.append(sum(task.weights[n] * s / c for n, (s, c) in terms.items()))
     assert abs(np.mean(losses) - closed_form(state.trainable)) > 1e-2
 
@@ -162,7 +167,7 @@ def test_frozen_parts_pass_a_step_through_without_an_operation():
 def test_a_step_equals_one_optax_update():
     task = Regression()
     optimizer, state = start(task)
-    grads = jax.grad(closed_form)(state.trainable)
+    _, grads = closed_gradient(state.trainable)
     updates, _ = optimizer.update(grads, state.opt, state.trainable)
     wanted = optax.apply_updates(state.trainable, updates)
     new, healthy, report = run_step(task, optimizer, state, microbatches=3)
