@@ -368,7 +368,6 @@ def scan_blocks(block: Block, x, slopes, *, distances, mask, train, depth: int,
         split_rngs={"params": True, "dropout": True},
         length=depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
-        check_constancy_invariants=False,
     )
     return scan(block, x, slopes)
 

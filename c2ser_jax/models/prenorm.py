@@ -127,6 +127,5 @@ def scan_prenorm(
         split_rngs={"params": True, "dropout": True},
         length=depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
-        check_constancy_invariants=False,
     )
     return scan(block, x, None)

@@ -287,7 +287,6 @@ def _scanned(block, cfg, x, rotation, mask, cache, return_hidden, train):
         split_rngs={"params": True, "dropout": True},
         length=cfg.depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
-        check_constancy_invariants=False,
     )
     held = (None, None) if cache is None else (cache.keys, cache.values)
     (x, *held), (kept, hidden) = scan(block, (x, *held), jnp.arange(cfg.depth))
