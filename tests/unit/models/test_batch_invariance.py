@@ -138,7 +138,7 @@ def test_bfloat16_keeps_the_label_where_it_is_clear(params, clips, reference):
         if best[1] - best[0] > 0.02:
             clear += 1
             assert logits.argmax() == moved.argmax() == exact.argmax()
-    assert clear >= 40  # of 54
+    assert clear > 0.6 * len(short)
 
 
 def test_rows_without_audio_are_finite_and_empty(params):
