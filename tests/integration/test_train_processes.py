@@ -16,12 +16,12 @@ import jax
 jax.distributed.initialize = functools.partial(
     jax.distributed.initialize, shutdown_timeout_seconds=5
 )
-from c2ser_jax import scoring, train
-run_probe = scoring.run_probe
-def late(*arguments, **options):
+from c2ser_jax import stages, train
+score_model = stages.score_model
+def late(*arguments):
     time.sleep(8)
-    return run_probe(*arguments, **options)
-scoring.run_probe = late
+    return score_model(*arguments)
+stages.score_model = late
 sys.exit(train.main(sys.argv[1:]))
 """
 
@@ -29,7 +29,7 @@ sys.exit(train.main(sys.argv[1:]))
 def test_two_processes_train_one_scores_and_both_end_well(tmp_path):
     launcher = [sys.executable, "launch/local_multiprocess.py", "--processes", "2", "--"]
     settings = ["--config", CONFIG, "--workdir", str(tmp_path), "--no-progress",
-                "--stages", "pretrain", "probe"]  # fmt: skip
+                "--stages", "classify"]  # fmt: skip
     done = subprocess.run(
         [*launcher, sys.executable, "-c", SLOW_SCORES, *settings],
         cwd=ROOT,
@@ -41,5 +41,5 @@ def test_two_processes_train_one_scores_and_both_end_well(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("everything is in") == 1
-    assert [row["step"] for row in read_rows(tmp_path / "pretrain/metrics.jsonl")] == [1, 2]
-    assert read_rows(tmp_path / "probe/predictions.jsonl")
+    assert [row["step"] for row in read_rows(tmp_path / "classify/metrics.jsonl")] == [1, 2]
+    assert read_rows(tmp_path / "classify/predictions.jsonl")

@@ -32,7 +32,7 @@ def get_config() -> RunConfig:
         data=CorpusConfig(
             corpus="spoken_scenes",
             spoken_scenes=SpokenScenesConfig(
-                speakers=4, utterances=2, languages=("en", "zh"), min_words=1, max_words=2
+                speakers=4, utterances=1, languages=("en", "zh"), min_words=1, max_words=2
             ),
         ),
         c2ser=C2serModelConfig(
