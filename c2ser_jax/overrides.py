@@ -118,10 +118,10 @@ def _split(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _unknown(path: str, known: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
     last = path.rsplit(".", 1)[-1]
     same_name = [p for p in known if p.rsplit(".", 1)[-1] == last]
-    best = same_name[0] if same_name else (near[0] if near else "")
+    near = difflib.get_close_matches(path, same_name or known, n=1, cutoff=0.0)
+    best = near[0] if near else ""
     return f"this run has no setting {path!r}; the nearest is --{best} (--help lists all)"
 
 

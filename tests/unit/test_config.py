@@ -96,3 +96,8 @@ def test_a_corpus_needs_its_lists():
     with pytest.raises(UserError, match="data.lists"):
         CorpusConfig(corpus="emodb", root="x", protocol="lists")
     assert RunConfig().configured_stages() == ()
+
+
+def test_a_typo_in_the_middle_of_a_path_names_the_setting_that_was_meant():
+    with pytest.raises(UserError, match="'pretrain.lop.steps'; the nearest is --pretrain.loop.ste"):
+        load_run("configs/quickstart", ["--pretrain.lop.steps", "5"])
