@@ -27,11 +27,11 @@ LABELS = ("angry", "happy", "sad")
 
 
 def make_task() -> Pretrain:
-    """Returns the pretraining task with dropouts and layer drop, tiny; no prenet to compile."""
+    """Returns the pretraining task with every part, dropouts and layer drop included, tiny."""
     encoder = Emotion2VecConfig(
         width=16,
         depth=2,
-        prenet_depth=0,
+        prenet_depth=1,
         heads=4,
         mlp_ratio=2.0,
         conv_layers=(ConvLayer(8, 20, 20), ConvLayer(8, 16, 16)),
@@ -63,7 +63,7 @@ def make_data(*, workers: int = 0, share: tuple[int, int] = (0, 1), rows: int = 
         items.append((Utterance(id=f"u{index}", path="", label=label), audio))
     cfg = DataConfig(
         max_seconds=0.5,
-        buckets=1,
+        buckets=2,
         batch_seconds=60.0,
         max_rows=rows,
         row_multiple=rows,
