@@ -115,16 +115,27 @@ def name_classes(run: RunConfig, fold: splits.Fold, labels: Sequence[str]) -> sp
       UserError: a label means no class, and a stage refuses such labels.
     """
     names = [name for name in run.configured_stages() if name != "probe"]
-    stages = [stage for name in names or ("pretrain", "classify") if (stage := getattr(run, name))]
-    loose = bool(stages) and all(s.batches.unknown_labels == "unlabelled" for s in stages)
+    stages = {
+        name: stage for name in names or ("pretrain", "classify") if (stage := getattr(run, name))
+    }
+    loose = bool(stages) and all(
+        stage.batches.unknown_labels == "unlabelled" for stage in stages.values()
+    )
 
     def named(part: list[Utterance]) -> list[Utterance]:
-        found = map_labels(
-            [u.label for u in part],
-            labels,
-            corpora=[u.corpus for u in part],
-            ignore_unknown=loose,
-        )
+        try:
+            found = map_labels(
+                [u.label for u in part],
+                labels,
+                corpora=[u.corpus for u in part],
+                ignore_unknown=loose,
+            )
+        except UserError as error:
+            options = " ".join(f"--{name}.batches.unknown_labels unlabelled" for name in stages)
+            ways = ["--data.labels names the classes"]
+            if options:
+                ways.append(f"{options} leaves such rows without a label")
+            raise UserError(f"{error} ({'; '.join(ways)})") from None
         classes = [*labels, None]  # -1 is unlabelled
         return [
             u if u.label == classes[i] else dataclasses.replace(u, label=classes[i])

@@ -4,6 +4,7 @@ A fold's folder gets, beside what every stage leaves, `answers/`: the texts that
 (`cot_texts.jsonl`, to be read and corrected), the bounds of the style words, the tokenizer.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +58,10 @@ class Answers:
     tokenizer: TextTokenizer
 
 
+# One object for equal settings: programs are kept by task, and the second stage takes the first's.
+_task = functools.lru_cache(maxsize=1)(ChainOfThought)
+
+
 def train_answers(context: FoldRun, name: str, parts: Params) -> dict[str, Any]:
     """Trains the stage `name` and writes its model directory.
 
@@ -73,7 +78,7 @@ def train_answers(context: FoldRun, name: str, parts: Params) -> dict[str, Any]:
     model = run.c2ser.model(run.encoder)
     # Again: the one in the fold's folder may be older than what the run starts from.
     check_tokenizer(answers.tokenizer, model.llm.vocabulary, initial_ends(run))
-    task = ChainOfThought(stage.task, model)
+    task = _task(stage.task, model)
     data, held = together(stop, lambda: _stage_data(context, name, stage, answers))
     silent = sum(u.id not in answers.texts for u in context.fold.train)
     if silent:

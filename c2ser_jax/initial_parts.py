@@ -49,6 +49,11 @@ def acoustic_encoder(
     description = read_description(directory)
     kind, stored, whose = description.kind, description.model, f"initial {directory}"
     if kind == C2SER:
+        if "acoustic" not in stored:
+            raise UserError(
+                f"{whose} was trained without an acoustic encoder; name "
+                "a model that has one, for this run starts from it"
+            )
         _check_model(whose, stored, {"acoustic": wanted})
         return read_params(directory)["acoustic"]
     if not kind.startswith("emotion2vec"):

@@ -151,6 +151,13 @@ def _pretraining(stage: PretrainStage | ClassifyStage) -> dict[str, Any]:
 
 def _task(run: RunConfig, stage: Any, labels: list[str], data: TrainingData) -> Any:
     if isinstance(stage, PretrainStage):
-        return Pretrain(stage.task, run.encoder)
-    counts = np.bincount(data.label[data.label >= 0], minlength=len(labels)).tolist()
-    return Classify(stage.task, run.encoder, labels, counts)
+        return _pretrain(stage.task, run.encoder)
+    counts = None
+    if stage.task.class_weights == "balanced":
+        counts = tuple(np.bincount(data.label[data.label >= 0], minlength=len(labels)).tolist())
+    return _classify(stage.task, run.encoder, tuple(labels), counts)
+
+
+# One object for equal settings: programs are kept by task, so folds trace and compile them once.
+_pretrain = functools.lru_cache(maxsize=1)(Pretrain)
+_classify = functools.lru_cache(maxsize=1)(Classify)

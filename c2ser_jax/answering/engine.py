@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -237,7 +237,7 @@ class AnswerEngine:
         key = (ask.mode, rule, sizes)
         if key not in self._compiled:
             start = time.perf_counter()
-            function = jax.jit(partial(_answer, self.cfg, ask.mode, rule))
+            function = _program(self.cfg, ask.mode, rule)
             self._compiled[key] = function.lower(self._params, *arrays).compile()
             seconds = time.perf_counter() - start
             self.compile_seconds += seconds
@@ -261,6 +261,12 @@ class AnswerEngine:
             start = kept.offset * hop
             end = segment.samples if last else (kept.offset + kept.last - kept.first) * hop
             yield Heard(segment.index, start, end, segment.samples, last, scores, tokens, reasoning)
+
+
+@lru_cache(maxsize=8)
+def _program(cfg: C2serConfig, mode: str, rule: DecodingConfig | None) -> Any:
+    """`_answer`, jitted: one object, so that a model loaded again is not compiled again."""
+    return jax.jit(partial(_answer, cfg, mode, rule))
 
 
 def _answer(cfg, mode, rule, params, audio, lengths, seeds, question: Question, seed, trie):

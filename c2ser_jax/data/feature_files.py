@@ -76,7 +76,11 @@ def stack_features(
     Raises:
         UserError: nothing given, an id twice, no frames, other shapes or differing widths.
     """
-    pairs = features.items() if isinstance(features, Mapping) else features
+    pairs = list(features.items() if isinstance(features, Mapping) else features)
+    if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
+        raise UserError(
+            "features are (id, array) pairs, a mapping of ids to arrays, or what `extract` wrote"
+        )
     arrays = [(str(name), np.asarray(values)) for name, values in pairs]
     return _stack([(name, array.shape, lambda array=array: array) for name, array in arrays])
 

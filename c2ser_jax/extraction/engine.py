@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -177,7 +177,7 @@ class Engine:
                     ((B, N), np.float32), ((B,), np.int32), ((B, 2), np.float32), ((B, 2), np.int32)
                 )
             ]  # fmt: skip
-            function = jax.jit(partial(encode, self.model, outputs=outputs, layer=layer))
+            function = _program(self.model, outputs, layer)
             self._compiled[key] = function.lower(self._params, *arrays).compile()
             seconds = time.perf_counter() - start
             self.report.compile_seconds[str(shape)] = seconds
@@ -203,6 +203,12 @@ class Engine:
             yield Piece(
                 segment.index, kept, segment.windows, segment.samples, segment.frames, last, values
             )
+
+
+@lru_cache(maxsize=8)
+def _program(model: Emotion2VecConfig, outputs: tuple[str, ...], layer: int | None) -> Any:
+    """`encode`, jitted: one object, so that a model loaded again is not compiled again."""
+    return jax.jit(partial(encode, model, outputs=outputs, layer=layer))
 
 
 def encode(

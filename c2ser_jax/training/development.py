@@ -1,5 +1,6 @@
 """Loss terms on development data while a stage trains: logged, never used to choose anything."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,11 +28,7 @@ def development_loss(
     leave.
     """
 
-    @jax.jit
-    def pairs(state: TrainState, batch: Mapping[str, jax.Array], place: Any) -> Any:
-        key = jax.random.fold_in(jax.random.key(seed), place)
-        params = final_params(state, task.ema_paths)
-        return task.loss(params, {}, state.ema, batch, key, state.step, train=False)
+    pairs = _pairs(task, seed)
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
         del step
@@ -44,3 +41,16 @@ def development_loss(
         return {"loss": loss, **terms, **mean_pairs([metrics for _, metrics in found])}
 
     return evaluate
+
+
+@functools.lru_cache(maxsize=2)
+def _pairs(task: Task, seed: int) -> Any:
+    """(state, batch, place) -> the task's (terms, metrics), jitted; one object for all folds."""
+
+    @jax.jit
+    def pairs(state: TrainState, batch: Mapping[str, jax.Array], place: Any) -> Any:
+        key = jax.random.fold_in(jax.random.key(seed), place)
+        params = final_params(state, task.ema_paths)
+        return task.loss(params, {}, state.ema, batch, key, state.step, train=False)
+
+    return pairs

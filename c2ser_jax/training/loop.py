@@ -6,6 +6,7 @@ resumed from a checkpoint goes on bit by bit as if it had never stopped.
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -293,16 +294,41 @@ def jitted_step(
 ) -> Any:
     """The step of a loop, jitted, for a `state` of arrays or their shapes, which is donated."""
     end = cfg.ema_decay if cfg.ema_end_decay is None else cfg.ema_end_decay
+    leaves, tree = jax.tree.flatten(jax.tree.map(lambda leaf: leaf.sharding, state))
+    return _step_program(
+        task,
+        optimizer,
+        schedule,
+        cfg.microbatches,
+        (cfg.ema_decay, end, cfg.ema_anneal_steps),
+        tuple(leaves),
+        tree,
+        mesh,
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _step_program(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[Any], Any],
+    microbatches: int,
+    decay: tuple[float, float, int],
+    places: tuple[Any, ...],
+    tree: Any,
+    mesh: Mesh,
+) -> Any:
+    """One object for equal arguments, so that a fold takes the program of the fold before it."""
     step = make_train_step(
         task,
         optimizer,
         learning_rate=schedule,
-        microbatches=cfg.microbatches,
-        ema_decay=annealed_decay(cfg.ema_decay, end, cfg.ema_anneal_steps),
+        microbatches=microbatches,
+        ema_decay=annealed_decay(*decay),
     )
     whole = replicated(mesh)
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, whole, whole))
+    out = (jax.tree.unflatten(tree, places), whole, whole)
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
 def _averaged_paths(task: Task, cfg: LoopConfig) -> str | None:

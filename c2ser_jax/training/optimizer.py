@@ -1,6 +1,7 @@
 """The optimizer and its learning-rate schedule, built from optax parts."""
 
 import dataclasses
+import functools
 from typing import Any, Literal, get_args
 
 import jax
@@ -62,6 +63,7 @@ class OptimizerConfig:
             compile_pattern(pattern)
 
 
+@functools.lru_cache(maxsize=4)
 def learning_rate_schedule(cfg: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Returns step -> learning rate: linear warm-up to the peak, then the named way down.
 
@@ -103,8 +105,12 @@ def published_rate(peak: float, warmup_steps: int) -> optax.Schedule:
     return rate
 
 
+@functools.lru_cache(maxsize=4)
 def build(cfg: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Returns clipping by the global norm, Adam, weight decay and the schedule, in this order."""
+    """Returns clipping by the global norm, Adam, weight decay and the schedule, in this order.
+
+    The same object for equal arguments, by which programs are kept.
+    """
     excluded = compile_pattern(cfg.decay_exclude)
     decay = optax.add_decayed_weights(
         cfg.weight_decay, mask=lambda params: _by_path(params, lambda p: not excluded.match(p))

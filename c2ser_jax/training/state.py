@@ -139,14 +139,36 @@ def create_state(
     check_leaves(given, target)
     missing = {path: leaf for path, leaf in target.items() if path not in given}
 
-    def initialise(key: jax.Array) -> dict[str, Any]:
-        zeros = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in batch.items()}
-        flat = flatten(unbox(_initialiser(task)(key, zeros)))
-        return {path: flat[path].astype(leaf.dtype) for path, leaf in missing.items()}
-
-    places = {path: leaf.sharding for path, leaf in missing.items()}
-    params = jax.jit(initialise, out_shardings=places)(key) if missing else {}
+    params = {}
+    if missing:
+        params = _values(task, tuple(batch.items()), tuple(missing.items()))(key)
     params.update({path: _put(array, target[path]) for path, array in given.items()})
+    leaves, tree = jax.tree.flatten(shapes)
+    return _completed(optimizer, tuple(leaves), tree)(params)
+
+
+@functools.lru_cache(maxsize=2)
+def _initialiser(task: Any) -> Any:
+    """The task's jitted `init`, one object, so that shapes and values need one trace of it."""
+    return jax.jit(task.init)
+
+
+@functools.lru_cache(maxsize=2)
+def _values(task: Any, batch: tuple, wanted: tuple) -> Any:
+    """key -> {path: array}: initial values of the (path, shape) pairs `wanted`."""
+
+    def initialise(key: jax.Array) -> dict[str, Any]:
+        zeros = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in batch}
+        flat = flatten(unbox(_initialiser(task)(key, zeros)))
+        return {path: flat[path].astype(leaf.dtype) for path, leaf in wanted}
+
+    return jax.jit(initialise, out_shardings={path: leaf.sharding for path, leaf in wanted})
+
+
+@functools.lru_cache(maxsize=2)
+def _completed(optimizer: optax.GradientTransformation, leaves: tuple, tree: Any) -> Any:
+    """{path: array} -> the state at step 0 with these parameters, which are donated."""
+    shapes = jax.tree.unflatten(tree, leaves)
 
     def complete(flat: dict[str, Any]) -> TrainState:
         trainable = {path: flat[path] for path in flatten(shapes.trainable)}
@@ -163,13 +185,7 @@ def create_state(
         )
 
     out = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    return jax.jit(complete, out_shardings=out, donate_argnums=0)(params)
-
-
-@functools.lru_cache(maxsize=1)
-def _initialiser(task: Any) -> Any:
-    """The task's jitted `init`, one object, so that shapes and values need one trace of it."""
-    return jax.jit(task.init)
+    return jax.jit(complete, out_shardings=out, donate_argnums=0)
 
 
 def check_leaves(given: Mapping[str, Any], target: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from c2ser_jax.answering import evaluation
+from c2ser_jax.answering import engine, evaluation
 from c2ser_jax.answering.answer_log import AnswerLog
 from c2ser_jax.data.labels import EMO_EMILIA, class_index
 from c2ser_jax.data.manifest import Utterance, read_manifest
@@ -31,7 +31,16 @@ CONDITIONS = [
 QUICK = [
     "--decoding", "greedy", "--max_new_tokens", "12", "--resamples", "50",
     "--stability.items", "14", "--stability.seeds", "2", "--stability.wordings", "2",
+    "--batch-seconds", "4",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_length():
+    """Clips of 0.3 to 0.7 s are padded to 1 s, so that every way to ask is one program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "compile_samples", lambda work: 60 * 16000)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +53,9 @@ def corpus(tmp_path_factory):
     """28 clips: seven emotions, both languages; the wav of one is broken."""
     folder = tmp_path_factory.mktemp("corpus")
     cfg = SpokenScenesConfig(
-        speakers=4, emotions=tuple(EMO_EMILIA), languages=("en", "zh"), utterances=1
-    )
+        speakers=4, emotions=tuple(EMO_EMILIA), languages=("en", "zh"), utterances=1,
+        min_words=1, max_words=1,
+    )  # fmt: skip
     write_scenes(folder, cfg)
     rows = [json.loads(line) for line in (folder / "scenes.jsonl").read_text().splitlines()]
     (folder / rows[5]["wav"]).write_bytes(b"no audio")
@@ -60,12 +70,13 @@ def development(model, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("development")
     cfg = SpokenScenesConfig(
-        speakers=4, emotions=tuple(EMO_EMILIA), languages=("en", "zh"), utterances=1, seed=9
-    )
+        speakers=4, emotions=tuple(EMO_EMILIA), languages=("en", "zh"), utterances=1, seed=9,
+        min_words=1, max_words=1,
+    )  # fmt: skip
     write_scenes(folder, cfg)
     path = folder / "scenes.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for index, answer in load(model).stream([Clip.of(u) for u in read_manifest(path)][::2]):
+    for index, answer in load(model, batch_seconds=4.0).stream([Clip.of(u) for u in read_manifest(path)][::2]):
         rows[2 * index]["emotion"] = answer.label
     told = (json.dumps({**row, "index": f"dev-{row['index']}"}) for row in rows)
     path.write_text("".join(f"{line}\n" for line in told))

@@ -19,7 +19,6 @@ SETTINGS = (
     "--config", ROOT / "tests" / "integration" / "tiny_answering.py", "--no-progress",
     "--implicit.loop.steps", STEPS, "--implicit.loop.save_every", 3,
 )  # fmt: skip
-WORKERS = [f"--{stage}.batches.workers" for stage in ("explicit", "implicit")]
 STAGES = ("explicit", "implicit")
 
 
@@ -48,7 +47,7 @@ def test_a_run_killed_in_its_second_stage_ends_bit_for_bit_the_same(whole):
     process.kill()
     finish(process, broken, -signal.SIGKILL)
     assert 0 < max(saved_steps(broken / "implicit")) < STEPS
-    finish(train(broken, WORKERS[0], 2, WORKERS[1], 2), broken, 0)
+    finish(train(broken, "--implicit.batches.workers", 2), broken, 0)
     for stage in STAGES:
         assert parameters(broken, stage) == parameters(whole, stage), stage
         assert training_rows(broken / stage) == training_rows(whole / stage), stage

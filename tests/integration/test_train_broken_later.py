@@ -14,7 +14,7 @@ def arguments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     manifest = write_corpus(folder, ["angry", "happy", "sad"])
     for path in folder.glob("audio/*-1.wav"):
-        broken = voice(0.5)
+        broken = voice(0.55)
         broken[3000] = float("nan")
         soundfile.write(path, broken, 16000, subtype="FLOAT")
     return ("--data.corpus", "manifest", "--data.manifest", manifest, "--stages", "pretrain",

@@ -10,7 +10,7 @@ import pytest
 from c2ser_jax import corpus, scoring, stages
 from c2ser_jax.errors import UserError
 from c2ser_jax.training.checkpoint import TrainingCheckpoints
-from tests.integration.tiny_corpus import run
+from tests.integration.tiny_corpus import run, write_corpus
 
 STAGES = ("--stages", "pretrain", "probe")
 MOMENTS = (
@@ -22,18 +22,25 @@ MOMENTS = (
 )
 
 
+@pytest.fixture
+def corpus_settings(tmp_path_factory):
+    """Settings of a run on a manifest of four speakers."""
+    manifest = write_corpus(tmp_path_factory.mktemp("corpus"), ["angry", "happy", "sad"])
+    return (*STAGES, "--data.corpus", "manifest", "--data.manifest", manifest)
+
+
 def test_a_signal_in_any_part_of_a_run_stops_it_and_the_next_start_goes_on(
-    tmp_path, monkeypatch, capsys
+    corpus_settings, tmp_path, monkeypatch, capsys
 ):
     for owner, name, left in MOMENTS:
         interrupt(monkeypatch, owner, name)
-        assert run(tmp_path, *STAGES) == 0
+        assert run(tmp_path, *corpus_settings) == 0
         monkeypatch.undo()
         assert "stopped by a signal" in capsys.readouterr().out, name
         assert sorted(path.name for path in tmp_path.iterdir()) == left, name
         assert not (tmp_path / "probe/metrics.json").exists()
         assert (tmp_path / "pretrain/model").exists() == ("probe" in left)
-    assert run(tmp_path, *STAGES) == 0
+    assert run(tmp_path, *corpus_settings) == 0
     assert (tmp_path / "probe/metrics.json").exists()
 
 

@@ -38,7 +38,7 @@ def get_config() -> RunConfig:
         c2ser=C2serModelConfig(
             encoder=dataclasses.replace(MODEL.encoder, positions=100),
             connector=dataclasses.replace(MODEL.connector, positions=90),
-            llm=dataclasses.replace(MODEL.llm, vocabulary=416, max_positions=500),
+            llm=dataclasses.replace(MODEL.llm, vocabulary=512, max_positions=500),
             acoustic_token_count=MODEL.acoustic_token_count,
         ),
         explicit=STAGE,
