@@ -5,6 +5,8 @@ import importlib.metadata
 import os
 import tempfile
 
+import pytest
+
 # Code generation takes most of the tests' time and their arrays are tiny: LLVM optimises nothing,
 # a program is one module of its, and fused operations are emitted the plain way (a third of the
 # time). XLA's own program stays the same; the quickstart, which CI runs too, and the benchmarks
@@ -21,6 +23,24 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit all this
     os.environ["MPLBACKEND"] = "Agg"
     _cache = tempfile.TemporaryDirectory(prefix="c2ser_jax-tests-", ignore_cleanup_errors=True)
     os.environ["C2SER_COMPILATION_CACHE"] = _cache.name
+
+
+# Files whose tests use the same programs run in one process, every other file is its own group.
+_TOGETHER = {
+    "unit/answering": "answers",
+    "unit/test_answer_scores": "answers",
+    "integration/test_evaluate_answers": "answers",
+    "integration/test_predict_speech": "answers",
+    "integration/test_train": "train",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        path = item.path.relative_to(config.rootpath / "tests").as_posix()
+        group = next((name for start, name in _TOGETHER.items() if path.startswith(start)), path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_unconfigure():

@@ -76,7 +76,8 @@ def development(model, tmp_path_factory):
     write_scenes(folder, cfg)
     path = folder / "scenes.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for index, answer in load(model, batch_seconds=4.0).stream([Clip.of(u) for u in read_manifest(path)][::2]):
+    clips = [Clip.of(u) for u in read_manifest(path)][::2]
+    for index, answer in load(model, batch_seconds=4.0).stream(clips):
         rows[2 * index]["emotion"] = answer.label
     told = (json.dumps({**row, "index": f"dev-{row['index']}"}) for row in rows)
     path.write_text("".join(f"{line}\n" for line in told))

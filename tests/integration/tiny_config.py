@@ -11,7 +11,7 @@ from c2ser_jax.tasks.probe_recipe import ProbeConfig
 from c2ser_jax.training.loop import LoopConfig
 from c2ser_jax.training.optimizer import OptimizerConfig
 
-BATCHES = DataConfig(batch_seconds=8.0, buckets=1, max_seconds=2.0)
+BATCHES = DataConfig(batch_seconds=8.0, buckets=1, max_seconds=2.0, max_rows=6)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=1)
 
 
