@@ -39,6 +39,9 @@ def test_other_words_for_the_classes_are_scored_and_unknown_ones_left_out(manife
 @pytest.mark.parametrize("loose", [(), LOOSE[:2]])
 def test_an_unknown_label_stops_the_run_before_anything_is_trained(manifest, tmp_path, loose):
     data = ("--data.corpus", "manifest", "--data.manifest", manifest, *CLASSES)
-    with pytest.raises(UserError, match="'bored' is not one of the classes angry, happy, sad"):
+    sentence = "'bored' is not one of the classes angry, happy, sad"
+    with pytest.raises(UserError, match=sentence) as told:
         run(tmp_path / "run", *data, *loose)
+    for option in ("--data.labels", "--classify.batches.unknown_labels unlabelled"):
+        assert option in str(told.value)
     assert not list((tmp_path / "run").rglob("metrics.jsonl"))

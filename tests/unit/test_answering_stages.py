@@ -87,6 +87,10 @@ def test_a_directory_of_another_kind_or_model_is_refused(tmp_path):
         check_initial_parts(dataclasses.replace(RUN, initial_encoder=llm))
     with pytest.raises(UserError, match="kind qwen2, wanted is an emotion2vec or a c2ser"):
         acoustic_encoder(llm, to_json(RUN.encoder))
+    deaf = {name: value for name, value in model.items() if name != "acoustic"}
+    whole = write(tmp_path / "deaf", "c2ser", deaf, {"llm": one})
+    with pytest.raises(UserError, match="deaf was trained without an acoustic encoder"):
+        acoustic_encoder(whole, to_json(RUN.encoder))
     other = {**model["llm"], "rope_theta": 5.0, "dtype": "bfloat16"}
     llm = write(tmp_path / "other", "qwen2", other, one)
     with pytest.raises(UserError, match="rope_theta 5.0, this run has 1000000.0"):
@@ -167,11 +171,11 @@ def test_what_a_run_starts_from_is_looked_at_before_its_data(tmp_path, monkeypat
     other = write(tmp_path / "llm", "qwen2", llm, {"x": np.ones(2)})
     large = tmp_path / "large"
     large.mkdir()
-    for name, data in train_tokenizer([str(i) for i in range(999)], 500).files().items():
+    for name, data in train_tokenizer([str(i) for i in range(999)], 600).files().items():
         (large / name).write_bytes(data)
     for given, sentence in (
         ({"initial_llm": other}, "was made with rope_theta 5.0"),
-        ({"tokenizer": str(large)}, "has ids up to 499, the language model 416 rows"),
+        ({"tokenizer": str(large)}, "has ids up to 599, the language model 512 rows"),
         ({"tokenizer": str(tmp_path)}, "holds no tokenizer"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -77,6 +77,7 @@ def test_a_vector_counts_as_one_frame():
         ([("a", np.zeros((2, 3))), ("b", np.zeros((2, 4)))], "4 wide but those of 'a' 3"),
         ([("a", np.zeros((2, 3))), ("a", np.zeros((1, 3)))], "'a' twice"),
         ([("a", np.zeros((0, 3)))], "shape"),
+        ((stack_features(CLIPS), ["sad"]), "pairs, a mapping"),
         ([("a", np.zeros((1, 2, 3)))], "shape"),
     ],
 )
