@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import tempfile
 
-import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # Code generation takes most of the tests' time and their arrays are tiny: LLVM optimises nothing,
 # a program is one module of its, and fused operations are emitted the plain way (a third of the
@@ -25,22 +25,24 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit all this
     os.environ["C2SER_COMPILATION_CACHE"] = _cache.name
 
 
-# Files whose tests use the same programs run in one process, every other file is its own group.
+# Files whose tests use the same programs run in one process, every other file in any.
 _TOGETHER = {
-    "unit/answering": "answers",
-    "unit/test_answer_scores": "answers",
-    "integration/test_evaluate_answers": "answers",
-    "integration/test_predict_speech": "answers",
-    "integration/test_train": "train",
+    "tests/unit/answering/": "answers",
+    "tests/unit/test_answer_scores": "answers",
+    "tests/integration/test_evaluate_answers": "answers",
+    "tests/integration/test_predict_speech": "answers",
+    "tests/integration/test_train_": "train",
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-    for item in items:
-        path = item.path.relative_to(config.rootpath / "tests").as_posix()
-        group = next((name for start, name in _TOGETHER.items() if path.startswith(start)), path)
-        item.add_marker(pytest.mark.xdist_group(group))
+class _Groups(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return next((name for start, name in _TOGETHER.items() if file.startswith(start)), file)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return _Groups(config, log)
 
 
 def pytest_unconfigure():
