@@ -40,6 +40,9 @@ __all__ = [
 ]
 
 
+_SLICE_BYTES = 1 << 20
+
+
 def has_checkpoint(directory: Path) -> bool:
     """Whether a complete checkpoint lies in `directory`; one that is being written is none."""
     return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
@@ -79,15 +82,23 @@ class TrainingCheckpoints:
 
         An earlier save still being written is waited for; its failure is raised here.
         """
+        from orbax.checkpoint import v1 as ocp
+
         from c2ser_jax.training.state import merge_params
 
+        # Replicas share out the writing, with a program for each shape: not of small leaves.
+        arrays = ocp.options.ArrayOptions(
+            saving=ocp.options.ArrayOptions.Saving(
+                min_slice_bytes_for_replica_parallel=_SLICE_BYTES
+            )
+        )
         parts = {
             "params": merge_params(state.trainable, state.frozen),
             "opt": state.opt,
         }
         if state.ema is not None:
             parts["ema"] = state.ema
-        with self._told_as_a_sentence():
+        with self._told_as_a_sentence(), ocp.Context(array_options=arrays):
             self._checkpointer.save_checkpointables_async(
                 step, parts, force=True, custom_metadata=dict(meta)
             )
