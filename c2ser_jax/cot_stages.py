@@ -58,8 +58,8 @@ class Answers:
     tokenizer: TextTokenizer
 
 
-# One object for equal settings: programs are kept by task, and the second stage takes the first's.
-_task = functools.lru_cache(maxsize=1)(ChainOfThought)
+# Kept for equal settings: programs are kept by task, so folds trace and compile them once.
+_task = functools.lru_cache(maxsize=2)(ChainOfThought)
 
 
 def train_answers(context: FoldRun, name: str, parts: Params) -> dict[str, Any]:

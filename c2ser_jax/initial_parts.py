@@ -49,13 +49,14 @@ def acoustic_encoder(
     description = read_description(directory)
     kind, stored, whose = description.kind, description.model, f"initial {directory}"
     if kind == C2SER:
-        if "acoustic" not in stored:
+        params = read_params(directory)
+        if "acoustic" not in stored or "acoustic" not in params:
             raise UserError(
-                f"{whose} was trained without an acoustic encoder; name "
-                "a model that has one, for this run starts from it"
+                f"{whose} lacks its acoustic encoder, which this run starts from: convert or train "
+                "it again"
             )
         _check_model(whose, stored, {"acoustic": wanted})
-        return read_params(directory)["acoustic"]
+        return params["acoustic"]
     if not kind.startswith("emotion2vec"):
         raise UserError(
             f"{whose} holds a model of kind {kind}, wanted is an emotion2vec or a {C2SER}; "

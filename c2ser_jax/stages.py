@@ -158,6 +158,6 @@ def _task(run: RunConfig, stage: Any, labels: list[str], data: TrainingData) -> 
     return _classify(stage.task, run.encoder, tuple(labels), counts)
 
 
-# One object for equal settings: programs are kept by task, so folds trace and compile them once.
+# Kept for equal settings: programs are kept by task, so folds trace and compile them once.
 _pretrain = functools.lru_cache(maxsize=1)(Pretrain)
 _classify = functools.lru_cache(maxsize=1)(Classify)

@@ -42,7 +42,7 @@ class _Groups(LoadFileScheduling):
 
 
 def pytest_xdist_make_scheduler(config, log):
-    return _Groups(config, log)
+    return _Groups(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_unconfigure():

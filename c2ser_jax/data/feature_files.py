@@ -76,11 +76,10 @@ def stack_features(
     Raises:
         UserError: nothing given, an id twice, no frames, other shapes or differing widths.
     """
-    pairs = list(features.items() if isinstance(features, Mapping) else features)
+    given = features.items() if isinstance(features, Mapping) else features
+    pairs = list(given) if isinstance(given, Iterable) else [given]
     if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
-        raise UserError(
-            "features are (id, array) pairs, a mapping of ids to arrays, or what `extract` wrote"
-        )
+        raise UserError("features are (id, array) pairs, or a mapping of ids to arrays")
     arrays = [(str(name), np.asarray(values)) for name, values in pairs]
     return _stack([(name, array.shape, lambda array=array: array) for name, array in arrays])
 

@@ -67,6 +67,7 @@ class Emotion2VecConfig:
 
     def __post_init__(self):
         """Raises UserError for a combination no released or trainable model has."""
+        object.__setattr__(self, "conv_layers", tuple(self.conv_layers))  # a list has no hash
         for wrong, sentence in self._complaints():
             if wrong:
                 raise UserError(sentence)

@@ -29,6 +29,7 @@ class LoraConfig:
 
     def __post_init__(self):
         """Raises UserError for a rank, a scale or a dropout that means nothing."""
+        object.__setattr__(self, "targets", tuple(self.targets))  # a list has no hash
         if self.rank < 1:
             raise UserError(f"lora rank is {self.rank}: it must be at least 1, or leave lora out")
         if self.alpha <= 0.0:

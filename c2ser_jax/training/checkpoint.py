@@ -41,6 +41,8 @@ __all__ = [
 
 
 _SLICE_BYTES = 1 << 20
+"""Replicas share out the writing of a leaf where each would write at least so much: each shape of a
+slice is a program to compile, which small leaves are not worth."""
 
 
 def has_checkpoint(directory: Path) -> bool:
@@ -65,8 +67,11 @@ class TrainingCheckpoints:
             kept.append(policies.EveryNSteps(keep_every))
         every_time = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         self.directory = Path(directory).resolve()
+        context = ocp.Context()
+        context.array.saving.min_slice_bytes_for_replica_parallel = _SLICE_BYTES
         self._checkpointer = ocp.training.Checkpointer(
             str(self.directory),
+            context=context,
             save_decision_policy=every_time,  # type: ignore[arg-type]
             preservation_policy=policies.AnyPreservationPolicy(kept),  # type: ignore[arg-type]
             cleanup_tmp_directories=True,
@@ -82,23 +87,15 @@ class TrainingCheckpoints:
 
         An earlier save still being written is waited for; its failure is raised here.
         """
-        from orbax.checkpoint import v1 as ocp
-
         from c2ser_jax.training.state import merge_params
 
-        # Replicas share out the writing, with a program for each shape: not of small leaves.
-        arrays = ocp.options.ArrayOptions(
-            saving=ocp.options.ArrayOptions.Saving(
-                min_slice_bytes_for_replica_parallel=_SLICE_BYTES
-            )
-        )
         parts = {
             "params": merge_params(state.trainable, state.frozen),
             "opt": state.opt,
         }
         if state.ema is not None:
             parts["ema"] = state.ema
-        with self._told_as_a_sentence(), ocp.Context(array_options=arrays):
+        with self._told_as_a_sentence():
             self._checkpointer.save_checkpointables_async(
                 step, parts, force=True, custom_metadata=dict(meta)
             )

@@ -43,9 +43,9 @@ def development_loss(
     return evaluate
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _pairs(task: Task, seed: int) -> Any:
-    """(state, batch, place) -> the task's (terms, metrics), jitted; one object for all folds."""
+    """(state, batch, place) -> the task's (terms, metrics), jitted, and kept for further folds."""
 
     @jax.jit
     def pairs(state: TrainState, batch: Mapping[str, jax.Array], place: Any) -> Any:

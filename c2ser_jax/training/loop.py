@@ -307,7 +307,7 @@ def jitted_step(
     )
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)  # the stages of one fold, which every fold goes through
 def _step_program(
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -318,7 +318,7 @@ def _step_program(
     tree: Any,
     mesh: Mesh,
 ) -> Any:
-    """One object for equal arguments, so that a fold takes the program of the fold before it."""
+    """The jitted step, kept, so that a fold takes the program of the fold before it."""
     step = make_train_step(
         task,
         optimizer,

@@ -42,6 +42,8 @@ class OptimizerConfig:
     learning_rate_scales: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
+        scales = tuple((path, factor) for path, factor in self.learning_rate_scales)
+        object.__setattr__(self, "learning_rate_scales", scales)  # programs are kept by it
         if self.name not in ("adamw", "adam"):
             raise UserError(f"the optimizer {self.name!r} is unknown: choose adamw or adam")
         if self.schedule not in get_args(Schedule):
@@ -109,7 +111,7 @@ def published_rate(peak: float, warmup_steps: int) -> optax.Schedule:
 def build(cfg: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """Returns clipping by the global norm, Adam, weight decay and the schedule, in this order.
 
-    The same object for equal arguments, by which programs are kept.
+    Equal arguments give the object that is kept of them, by which programs are kept in turn.
     """
     excluded = compile_pattern(cfg.decay_exclude)
     decay = optax.add_decayed_weights(

@@ -147,13 +147,13 @@ def create_state(
     return _completed(optimizer, tuple(leaves), tree)(params)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _initialiser(task: Any) -> Any:
     """The task's jitted `init`, one object, so that shapes and values need one trace of it."""
     return jax.jit(task.init)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _values(task: Any, batch: tuple, wanted: tuple) -> Any:
     """key -> {path: array}: initial values of the (path, shape) pairs `wanted`."""
 
@@ -165,7 +165,7 @@ def _values(task: Any, batch: tuple, wanted: tuple) -> Any:
     return jax.jit(initialise, out_shardings={path: leaf.sharding for path, leaf in wanted})
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _completed(optimizer: optax.GradientTransformation, leaves: tuple, tree: Any) -> Any:
     """{path: array} -> the state at step 0 with these parameters, which are donated."""
     shapes = jax.tree.unflatten(tree, leaves)

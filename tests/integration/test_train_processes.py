@@ -1,4 +1,4 @@
-"""The whole train command in two processes: one probes and scores, the other waits for it."""
+"""The whole train command in two processes: one scores, the other waits for it."""
 
 import os
 import subprocess
@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from tests.integration.tiny_corpus import CONFIG, read_rows
-from tests.tiny_models import write_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,20 +17,19 @@ jax.distributed.initialize = functools.partial(
     jax.distributed.initialize, shutdown_timeout_seconds=2
 )
 from c2ser_jax import stages, train
-score_probe = stages.score_probe
+score_model = stages.score_model
 def late(*arguments):
     time.sleep(5)
-    return score_probe(*arguments)
-stages.score_probe = late
+    return score_model(*arguments)
+stages.score_model = late
 sys.exit(train.main(sys.argv[1:]))
 """
 
 
-def test_in_two_processes_one_scores_and_both_end_well(tmp_path):
+def test_two_processes_train_one_scores_and_both_end_well(tmp_path):
     launcher = [sys.executable, "launch/local_multiprocess.py", "--processes", "2", "--"]
-    initial = write_tiny(tmp_path / "initial")
-    settings = ["--config", CONFIG, "--workdir", str(tmp_path / "run"), "--no-progress",
-                "--stages", "probe", "--initial", str(initial)]  # fmt: skip
+    settings = ["--config", CONFIG, "--workdir", str(tmp_path), "--no-progress",
+                "--stages", "classify"]  # fmt: skip
     done = subprocess.run(
         [*launcher, sys.executable, "-c", SLOW_SCORES, *settings],
         cwd=ROOT,
@@ -43,4 +41,5 @@ def test_in_two_processes_one_scores_and_both_end_well(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("everything is in") == 1
-    assert read_rows(tmp_path / "run/probe/predictions.jsonl")
+    assert [row["step"] for row in read_rows(tmp_path / "classify/metrics.jsonl")] == [1, 2]
+    assert read_rows(tmp_path / "classify/predictions.jsonl")

@@ -89,8 +89,10 @@ def test_a_directory_of_another_kind_or_model_is_refused(tmp_path):
         acoustic_encoder(llm, to_json(RUN.encoder))
     deaf = {name: value for name, value in model.items() if name != "acoustic"}
     whole = write(tmp_path / "deaf", "c2ser", deaf, {"llm": one})
-    with pytest.raises(UserError, match="deaf was trained without an acoustic encoder"):
-        acoustic_encoder(whole, to_json(RUN.encoder))
+    bare = write(tmp_path / "bare", "c2ser", model, {"llm": one})
+    for directory, name in ((whole, "deaf"), (bare, "bare")):
+        with pytest.raises(UserError, match=f"{name} lacks its acoustic encoder"):
+            acoustic_encoder(directory, to_json(RUN.encoder))
     other = {**model["llm"], "rope_theta": 5.0, "dtype": "bfloat16"}
     llm = write(tmp_path / "other", "qwen2", other, one)
     with pytest.raises(UserError, match="rope_theta 5.0, this run has 1000000.0"):

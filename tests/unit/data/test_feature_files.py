@@ -77,7 +77,8 @@ def test_a_vector_counts_as_one_frame():
         ([("a", np.zeros((2, 3))), ("b", np.zeros((2, 4)))], "4 wide but those of 'a' 3"),
         ([("a", np.zeros((2, 3))), ("a", np.zeros((1, 3)))], "'a' twice"),
         ([("a", np.zeros((0, 3)))], "shape"),
-        ((stack_features(CLIPS), ["sad"]), "pairs, a mapping"),
+        ((stack_features(CLIPS), ["sad"]), "pairs, or a mapping"),
+        (3, "pairs, or a mapping"),
         ([("a", np.zeros((1, 2, 3)))], "shape"),
     ],
 )
