@@ -19,6 +19,8 @@ from c2ser_jax.training.loop import split_batch
 from c2ser_jax.training.state import state_shapes
 from tests.tiny_answers import MODEL, TASK, make_data
 
+WHOLE = ChainOfThought(TASK, MODEL)
+
 
 @functools.cache
 def whole_batch():
@@ -128,7 +130,7 @@ def evaluate(tree, cfg):
 
 @pytest.mark.parametrize("paths", ["llm/", rf"(?!{TEACHER}/)", None])
 def test_what_is_frozen_has_its_own_dtype_and_no_slots(paths):
-    task, batch = ChainOfThought(TASK, MODEL), whole_batch()
+    task, batch = WHOLE, whole_batch()
     structs = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in batch.items()}
     state = state_shapes(
         task, optimizers.build(optimizers.OptimizerConfig(), 4), structs, mesh=make_local_mesh(),
