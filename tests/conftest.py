@@ -15,7 +15,7 @@ _QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_co
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag that is not known aborts
     _QUICK += " --xla_cpu_use_fusion_emitters=false"
 
-gc.set_threshold(50_000, 20, 20)  # tracing makes many objects that stay
+gc.set_threshold(200_000, 20, 50)  # tracing makes many objects that stay
 
 _cache = None
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit all this
@@ -32,6 +32,11 @@ _TOGETHER = {
     "tests/integration/test_evaluate_answers": "answers",
     "tests/integration/test_predict_speech": "answers",
     "tests/integration/test_train_": "train",
+    "tests/integration/test_bad_input_commands": "encoders",
+    "tests/integration/test_evaluate.": "encoders",
+    "tests/integration/test_extract": "encoders",
+    "tests/integration/test_predict.": "encoders",
+    "tests/unit/test_inference": "encoders",
 }
 
 
