@@ -122,20 +122,19 @@ def name_classes(run: RunConfig, fold: splits.Fold, labels: Sequence[str]) -> sp
         stage.batches.unknown_labels == "unlabelled" for stage in stages.values()
     )
 
+    remedy = "name the classes with --data.labels"
+    if stages:
+        options = " ".join(f"--{name}.batches.unknown_labels unlabelled" for name in stages)
+        remedy += f", or leave such rows without a label with {options}"
+
     def named(part: list[Utterance]) -> list[Utterance]:
-        try:
-            found = map_labels(
-                [u.label for u in part],
-                labels,
-                corpora=[u.corpus for u in part],
-                ignore_unknown=loose,
-            )
-        except UserError as error:
-            options = " ".join(f"--{name}.batches.unknown_labels unlabelled" for name in stages)
-            ways = ["--data.labels names the classes"]
-            if options:
-                ways.append(f"{options} leaves such rows without a label")
-            raise UserError(f"{error} ({'; '.join(ways)})") from None
+        found = map_labels(
+            [u.label for u in part],
+            labels,
+            corpora=[u.corpus for u in part],
+            ignore_unknown=loose,
+            remedy=remedy,
+        )
         classes = [*labels, None]  # -1 is unlabelled
         return [
             u if u.label == classes[i] else dataclasses.replace(u, label=classes[i])

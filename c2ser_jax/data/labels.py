@@ -111,10 +111,11 @@ def map_labels(
     *,
     corpora: Iterable[str | None] | None = None,
     ignore_unknown: bool = False,
+    remedy: str = "",
 ) -> list[int]:
     """Returns the class index of every label; -1 for None and, when allowed, for unknown labels.
 
-    Raises `UserError` with the unknown label and the nearest class.
+    Raises `UserError` with the unknown label, the nearest class and the caller's own `remedy`.
     """
     labels = list(labels)
     names = [None] * len(labels) if corpora is None else list(corpora)
@@ -128,7 +129,7 @@ def map_labels(
             known[label, corpus] = class_index(label, classes, corpus=corpus)
         index = known[label, corpus]
         if index is None and not ignore_unknown:
-            raise UserError(unknown_label(label, classes))
+            raise UserError(unknown_label(label, classes) + (f"; or {remedy}" if remedy else ""))
         result.append(-1 if index is None else index)
     return result
 

@@ -51,15 +51,13 @@ def match_labels(
       UserError: nothing can be scored, or a label means no class and `skip_unknown`, whose name for
         users is `option`, is false.
     """
-    try:
-        found = map_labels(
-            [u.label for u in utterances],
-            classes,
-            corpora=[u.corpus for u in utterances],
-            ignore_unknown=skip_unknown,
-        )
-    except UserError as error:
-        raise UserError(f"{error}; or leave such rows out with {option}") from None
+    found = map_labels(
+        [u.label for u in utterances],
+        classes,
+        corpora=[u.corpus for u in utterances],
+        ignore_unknown=skip_unknown,
+        remedy=f"leave such rows out with {option}",
+    )
     targets = {place: classes[index] for place, index in enumerate(found) if index >= 0}
     unknown: dict[str, int] = {}
     for utterance, index in zip(utterances, found, strict=True):
