@@ -20,7 +20,7 @@ from tests.integration import exact_runs  # noqa: E402
 
 def start(workdir: Path, *arguments: object) -> subprocess.Popen:
     """Starts the program of the tests, with the compiler's usual passes."""
-    return exact_runs.start(workdir, "tests.integration.tiny_pretraining", *arguments, settings={})
+    return exact_runs.start(workdir, "tests.integration.tiny_pretraining", *arguments)
 
 
 def failed(workdir: Path, what: str) -> int:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from c2ser_jax.compilation import enable_compilation_cache
-from c2ser_jax.errors import UserError
+from c2ser_jax.errors import UserError, run_command
 from c2ser_jax.parallel.distributed import data_share, to_global, to_host
 from c2ser_jax.parallel.mesh import MeshConfig, make_local_mesh, make_mesh
 from c2ser_jax.parallel.rules import RULES
@@ -79,8 +79,9 @@ def sentence(action: Any) -> str:
     return "no error"
 
 
-def main(directory: Path) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs every comparison and prints the result."""
+    (directory,) = map(Path, sys.argv[1:] if argv is None else argv)
     jax.config.update("jax_num_cpu_devices", 8)
     enable_compilation_cache()
     batch, _ = split_batch(next(make_data(rows=16).batches(0)))
@@ -133,4 +134,4 @@ def main(directory: Path) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1])))
+    run_command(main)

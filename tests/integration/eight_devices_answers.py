@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from c2ser_jax.compilation import enable_compilation_cache
+from c2ser_jax.errors import run_command
 from c2ser_jax.parallel.distributed import to_global, to_host
 from c2ser_jax.parallel.mesh import MeshConfig, make_local_mesh, make_mesh
 from c2ser_jax.parallel.rules import RULES
@@ -61,8 +62,10 @@ def measure(mesh: Any, state: Any, batches: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def main(directory: Path, compared: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Compares the meshes named with one device, loads on the others, and prints the result."""
+    folder, *named = sys.argv[1:] if argv is None else argv
+    directory, compared = Path(folder), named or list(MESHES)
     jax.config.update("jax_num_cpu_devices", 8)
     enable_compilation_cache()
     data = make_data(rows=ROWS, steps=STEPS)
@@ -108,4 +111,4 @@ def main(directory: Path, compared: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2:] or list(MESHES)))
+    run_command(main)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,27 +16,20 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMING = ("seconds", "compile_seconds", "steps_per_second", "audio_seconds_per_second")
 
 
-# Few compiler passes, as tests mostly compile.
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONWARNINGS": "error"}
+def start(workdir: Path, module: str, *arguments: object, processes: int = 1) -> subprocess.Popen:
+    """Starts `python -m module --workdir DIR …`, in which a warning is an error.
 
-
-def start(
-    workdir: Path,
-    module: str,
-    *arguments: object,
-    processes: int = 1,
-    settings: Mapping[str, str] = QUICK,
-) -> subprocess.Popen:
-    """Starts `python -m module --workdir DIR …` with these settings in its environment."""
+    It shares this process's compilation cache, or has one beside the workdir where none is named.
+    """
     cache = {"C2SER_COMPILATION_CACHE": str(workdir.parent / "cache")}
-    environment = {**os.environ, **cache, **settings}
-    command = [sys.executable, "-m", module, "--workdir", workdir]
+    environment = {**cache, **os.environ, "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-m", module, *arguments_of(workdir, *arguments)]
     if processes > 1:
         launcher = [sys.executable, "launch/local_multiprocess.py", "--processes", processes, "--"]
         command = [*launcher, *command]
     with open(workdir.with_suffix(".log"), "a") as log:
         return subprocess.Popen(
-            [str(part) for part in (*command, *arguments)],
+            [str(part) for part in command],
             cwd=ROOT,
             env=environment,
             stderr=log,
@@ -45,17 +37,23 @@ def start(
         )
 
 
+def arguments_of(workdir: Path, *arguments: object) -> list[str]:
+    """The command line of a run in `workdir`."""
+    return ["--workdir", str(workdir), *(str(argument) for argument in arguments)]
+
+
 def measured_on_eight_devices(module: str, *arguments: object) -> dict:
     """What `python -m module …`, which makes eight virtual devices, prints as its last line."""
     environment = {
         "C2SER_COMPILATION_CACHE": "off",
         "JAX_PLATFORMS": "cpu",
+        "PYTHONWARNINGS": "error",
         "NPROC": "64",  # threads for collectives that wait for one another, whatever the machine
     }
     done = subprocess.run(
         [sys.executable, "-m", module, *(str(argument) for argument in arguments)],
         cwd=ROOT,
-        env={**os.environ, **QUICK, **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=900,

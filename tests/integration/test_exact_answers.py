@@ -5,8 +5,10 @@ import signal
 import numpy as np
 import pytest
 
+from c2ser_jax.train import main
 from tests.integration.exact_runs import (
     ROOT,
+    arguments_of,
     finish,
     saved_steps,
     start,
@@ -15,8 +17,9 @@ from tests.integration.exact_runs import (
 )
 
 STEPS = 12
-SETTINGS = (
+SETTINGS = (  # as many steps of both stages, so that they share a program
     "--config", ROOT / "tests" / "integration" / "tiny_answering.py", "--no-progress",
+    "--explicit.loop.steps", STEPS,
     "--implicit.loop.steps", STEPS, "--implicit.loop.save_every", 3,
 )  # fmt: skip
 STAGES = ("explicit", "implicit")
@@ -33,9 +36,9 @@ def parameters(workdir, stage) -> bytes:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of both stages that nothing interrupts."""
+    """A run of both stages, in this process, that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("exact") / "whole"
-    finish(train(workdir), workdir, 0)
+    assert main(arguments_of(workdir, *SETTINGS)) == 0
     return workdir
 
 

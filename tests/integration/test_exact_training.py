@@ -8,9 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from tests.integration import exact_runs
+from tests.integration import exact_runs, tiny_pretraining
 from tests.integration.exact_runs import (
     ROOT,
+    arguments_of,
     arrays,
     finish,
     saved_steps,
@@ -27,15 +28,14 @@ def start(workdir, *arguments, processes=1):
     return exact_runs.start(workdir, module, *arguments, processes=processes)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Where the runs of these tests share a compilation cache."""
-    return tmp_path_factory.mktemp("exact")
+def run_here(workdir, *arguments):
+    """The tiny pretraining in this process, which nothing kills."""
+    assert tiny_pretraining.main(arguments_of(workdir, *arguments)) == 0
 
 
-def test_a_run_killed_twice_ends_bit_for_bit_the_same(root):
-    whole, broken = root / "whole", root / "broken"
-    finish(start(whole, "--output", root / "whole.npz"), whole, 0)
+def test_a_run_killed_twice_ends_bit_for_bit_the_same(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_here(whole, "--output", tmp_path / "whole.npz")
     rng = np.random.default_rng(20)
     process = start(broken, "--workers", 2)
     wait_for_rows(process, broken, int(rng.integers(9, 18)))
@@ -46,10 +46,10 @@ def test_a_run_killed_twice_ends_bit_for_bit_the_same(root):
     process = start(broken, "--die-in-save")
     finish(process, broken, -signal.SIGKILL)
     assert [path for path in (broken / "checkpoints").iterdir() if "tmp" in path.name]
-    process = start(broken, "--workers", 2, "--output", root / "broken.npz")
+    process = start(broken, "--workers", 2, "--output", tmp_path / "broken.npz")
     finish(process, broken, 0)
 
-    ours, theirs = arrays(root / "whole.npz"), arrays(root / "broken.npz")
+    ours, theirs = arrays(tmp_path / "whole.npz"), arrays(tmp_path / "broken.npz")
     assert sorted(ours) == sorted(theirs) and len(ours) > 40
     for name in ours:
         assert ours[name].tobytes() == theirs[name].tobytes(), name
@@ -59,12 +59,12 @@ def test_a_run_killed_twice_ends_bit_for_bit_the_same(root):
     assert all(path.name.isdigit() for path in (broken / "checkpoints").iterdir())
 
 
-def test_two_processes_give_the_same_gradients_and_stop_together(root):
-    alone, pair = root / "alone", root / "pair"
+def test_two_processes_give_the_same_gradients_and_stop_together(tmp_path):
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
     fake = ("--task", "fake", "--steps", 200, "--save-every", 50)
-    outputs = ("--output", root / "alone.npz", "--first-gradients", root / "alone.first.npz")
-    finish(start(alone, *fake, *outputs), alone, 0)
-    process = start(pair, *fake, "--first-gradients", root / "pair.first.npz", processes=2)
+    first = {run: ("--first-gradients", run.with_suffix(".first.npz")) for run in (alone, pair)}
+    run_here(alone, *fake, *first[alone], "--output", tmp_path / "alone.npz")
+    process = start(pair, *fake, *first[pair], processes=2)
     wait_for_rows(process, pair, 10)
     process.send_signal(signal.SIGTERM)
     finish(process, pair, 0)
@@ -75,15 +75,15 @@ def test_two_processes_give_the_same_gradients_and_stop_together(root):
     for row, other in zip(rows[:5], wanted[:5], strict=True):
         for name in ("loss", "class", "teacher", "gradient_norm"):
             assert row[name] == pytest.approx(other[name], rel=1e-5)
-    ours, theirs = arrays(root / "alone.first.npz"), arrays(root / "pair.first.npz")
+    ours, theirs = (arrays(run.with_suffix(".first.npz")) for run in (alone, pair))
     assert sorted(ours) == sorted(theirs) and len(ours) == 4
     for name, one in ours.items():
         assert np.linalg.norm(theirs[name] - one) < 1e-5 * np.linalg.norm(one), name
 
     # What two processes saved, one process on one device goes on with.
-    finish(start(pair, *fake, "--output", root / "pair.npz"), pair, 0)
+    run_here(pair, *fake, "--output", tmp_path / "pair.npz")
     assert training_rows(pair)[-1]["loss"] == pytest.approx(wanted[-1]["loss"], rel=1e-3)
-    ours, theirs = arrays(root / "alone.npz"), arrays(root / "pair.npz")
+    ours, theirs = arrays(tmp_path / "alone.npz"), arrays(tmp_path / "pair.npz")
     for name, one in ours.items():
         np.testing.assert_allclose(theirs[name], one, atol=1e-3, rtol=0, err_msg=name)
 

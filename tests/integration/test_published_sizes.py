@@ -13,7 +13,7 @@ import pytest
 from flax.core import meta
 
 from c2ser_jax.config import RunConfig, load_run
-from c2ser_jax.models.emotion2vec import Emotion2Vec
+from c2ser_jax.models.emotion2vec import Emotion2Vec, Emotion2VecConfig
 from c2ser_jax.parallel.mesh import make_local_mesh
 from c2ser_jax.tasks.classify import Classify, ClassifyConfig
 from c2ser_jax.tasks.pretrain import Pretrain
@@ -53,15 +53,39 @@ def batch_shapes(rows: int):
     }
 
 
+@functools.cache
+def planned(name: str):
+    """(task, stage, optimizer, shapes of the training state) of a published config."""
+    task, stage = published(name)
+    optimizer = optimizers.build(stage.optimizer, stage.loop.steps)
+    rows = batch_shapes(2 * stage.loop.microbatches)
+    state = state_shapes(task, optimizer, rows, mesh=make_local_mesh(), ema=task.ema_paths)
+    return task, stage, optimizer, state
+
+
+@functools.cache
+def lowered_extraction(cfg: Emotion2VecConfig):
+    """Extraction of four clips by an encoder, exported for every platform."""
+    model, shapes = Emotion2Vec(cfg), batch_shapes(4)
+
+    def encode(params, audio, samples):
+        output = model.apply({"params": params}, audio, samples)
+        return output.frames, output.tokens
+
+    params = meta.unbox(
+        jax.eval_shape(model.init, jax.random.key(0), shapes["audio"], shapes["audio_samples"])
+    )["params"]
+    return jax.export.export(jax.jit(encode), platforms=PLATFORMS)(
+        params, shapes["audio"], shapes["audio_samples"]
+    )
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_are_the_published_ones(name):
-    task, stage = published(name)
-    mesh, adam = make_local_mesh(), optimizers.build(stage.optimizer, stage.loop.steps)
-    rows = batch_shapes(2 * stage.loop.microbatches)
-    params = state_shapes(task, adam, rows, mesh=mesh).trainable
+    *_, state = planned(name)
     counts = {
         part: sum(math.prod(leaf.shape) for leaf in flatten(tree).values())
-        for part, tree in params.items()
+        for part, tree in state.trainable.items()
     }
     assert counts == COUNTS[name]
 
@@ -77,12 +101,8 @@ def test_a_base_sized_classifier_is_emotion2vec_plus_base():
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_training_step_lowers_for_every_platform(name):
-    task, stage = published(name)
-    optimizer = optimizers.build(stage.optimizer, stage.loop.steps)
+    task, stage, optimizer, state = planned(name)
     rows = 2 * stage.loop.microbatches
-    state = state_shapes(
-        task, optimizer, batch_shapes(rows), mesh=make_local_mesh(), ema=task.ema_paths
-    )
     step = make_train_step(
         task,
         optimizer,
@@ -104,18 +124,8 @@ def test_a_training_step_lowers_for_every_platform(name):
 @pytest.mark.parametrize("name", COUNTS)
 def test_an_extraction_step_lowers_for_every_platform(name):
     run = load_run(PUBLISHED / name)
-    model, shapes = Emotion2Vec(run.encoder), batch_shapes(4)
-
-    def encode(params, audio, samples):
-        output = model.apply({"params": params}, audio, samples)
-        return output.frames, output.tokens
-
-    params = meta.unbox(
-        jax.eval_shape(model.init, jax.random.key(0), shapes["audio"], shapes["audio_samples"])
-    )["params"]
-    exported = jax.export.export(jax.jit(encode), platforms=PLATFORMS)(
-        params, shapes["audio"], shapes["audio_samples"]
-    )
+    exported = lowered_extraction(run.encoder)
+    assert exported.platforms == PLATFORMS
     frames, tokens = exported.out_avals
     assert frames.shape == (4, run.encoder.frames(16000 * SECONDS), run.encoder.width)
     assert tokens.shape == (4, 10, run.encoder.width)

@@ -11,18 +11,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Scoring takes longer than JAX lets a process that has ended wait for the others.
 SLOW_SCORES = """
-import functools, sys, time
+import functools, time
 import jax
 jax.distributed.initialize = functools.partial(
     jax.distributed.initialize, shutdown_timeout_seconds=2
 )
 from c2ser_jax import stages, train
+from c2ser_jax.errors import run_command
 score_model = stages.score_model
 def late(*arguments):
     time.sleep(5)
     return score_model(*arguments)
 stages.score_model = late
-sys.exit(train.main(sys.argv[1:]))
+run_command(train.main)
 """
 
 
@@ -33,7 +34,7 @@ def test_two_processes_train_one_scores_and_both_end_well(tmp_path):
     done = subprocess.run(
         [*launcher, sys.executable, "-c", SLOW_SCORES, *settings],
         cwd=ROOT,
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=600,

@@ -18,6 +18,7 @@ import optax
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.pipeline import DataConfig, TrainingData
 from c2ser_jax.data.sources import MemorySource
+from c2ser_jax.errors import run_command
 from c2ser_jax.models.data2vec import Data2VecConfig
 from c2ser_jax.models.emotion2vec_config import ConvLayer, Emotion2VecConfig
 from c2ser_jax.tasks.pretrain import Pretrain, PretrainConfig
@@ -93,7 +94,7 @@ def die_in_a_save(checkpoints: Path) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Trains, writes the final parameters, and returns 0."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", type=Path, required=True)
@@ -105,7 +106,7 @@ def main() -> int:
     parser.add_argument("--save-every", type=int, default=4)
     parser.add_argument("--die-in-save", action="store_true")
     parser.add_argument("--mesh", type=int, nargs=3, default=(-1, 1, 1))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     from c2ser_jax.compilation import enable_compilation_cache
     from c2ser_jax.parallel.distributed import (
@@ -170,4 +171,4 @@ def write(path: Path, leaves: dict[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

@@ -17,9 +17,18 @@ cfg = Emotion2VecConfig(
 )
 model = Emotion2Vec(cfg)
 run = jax.jit(model.apply)
-init = jax.jit(model.init)
-params = nn.meta.unbox(init(jax.random.key(0), jnp.zeros((1, 8000)), jnp.array([8000])))
+shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8000)), jnp.array([8000]))
 generator = np.random.default_rng(0)
+
+
+def draw(path, leaf):
+    noise = generator.standard_normal(leaf.shape).astype(np.float32)
+    if path[-1].key == "kernel":
+        return noise / np.sqrt(np.prod(leaf.shape[:-1][-2:]))
+    return 1 + 0.1 * noise if path[-1].key == "scale" else 0.1 * noise
+
+
+params = jax.tree_util.tree_map_with_path(draw, nn.meta.unbox(shapes))
 clips = [generator.standard_normal(n).astype(np.float32) for n in (12345, 8000, 20011, 31999)]
 
 
