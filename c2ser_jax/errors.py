@@ -1,6 +1,7 @@
 """User errors as one clear sentence, and the exit codes of every command."""
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -29,6 +30,9 @@ def run_command(main: Callable[[list[str] | None], int]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except OSError as error:
         if error.filename is None:
             raise

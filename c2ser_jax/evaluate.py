@@ -159,11 +159,12 @@ def manifest_job(arguments: argparse.Namespace) -> tuple[list[Job], Path, str]:
     """(the one job, output folder, title) of --checkpoint and --manifest."""
     from c2ser_jax.data.manifest import read_manifest
     from c2ser_jax.data.sources import FileSource
+    from c2ser_jax.training.model_directory import title_of
 
     source = FileSource(read_manifest(arguments.manifest, root=arguments.root))
     model = Path(arguments.checkpoint)
     names = ", ".join(Path(name).name for name in arguments.manifest)
-    return [Job(model, source)], Path(arguments.output), f"{model.name} on {names}"
+    return [Job(model, source)], Path(arguments.output), f"{title_of(model)} on {names}"
 
 
 def run_jobs(

@@ -1,6 +1,6 @@
 """What the whole model's parts start from: earlier stages, converted models, or nothing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ More `targets` get new adapters; with fewer, the leaves that are left over are r
 """
 
 Params = Mapping[str, Any]
+Route = tuple[str, ...]
 
 
 def initial_directories(run: RunConfig) -> list[str]:
@@ -63,7 +64,7 @@ def acoustic_encoder(
             "initial_encoder and initial_llm name those of other kinds"
         )
     name = "normalize_waveform"
-    _check_model(whose, {k: v for k, v in stored.items() if k != name}, wanted)
+    _check_model(whose, {k: v for k, v in stored.items() if k != name}, wanted, "acoustic")
     if stored.get(name, wanted[name]) != wanted[name]:
         say(f"{whose} was made with {name} {stored[name]}, this run has {wanted[name]}")
     return read_params(directory)["encoder"]
@@ -94,7 +95,7 @@ def check_initial_parts(run: RunConfig) -> None:
                 f"initial_{part} {directory} holds a model of kind {description.kind}, wanted is "
                 f"{kind}: convert one with python -m conversions"
             )
-        _check_model(f"initial_{part} {directory}", description.model, wanted[part])
+        _check_model(f"initial_{part} {directory}", description.model, wanted[part], part)
     folder = tokenizer_directory(run)
     if folder is not None:
         check_tokenizer(load_tokenizer(folder), run.c2ser.llm.vocabulary, initial_ends(run))
@@ -136,13 +137,41 @@ def initial_ends(run: RunConfig) -> list[int] | None:
     return ends_of(description) if description.kind == C2SER else None
 
 
-def _check_model(whose: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_model(
+    whose: str, stored: Mapping[str, Any], wanted: Mapping[str, Any], part: str = ""
+) -> None:
     """Raises `UserError` when two configs of a model differ in more than `FREE` fields.
+
+    They are the whole model's, or those of the `part` named. All differences are told at once, with
+    the settings that mend them.
+    """
+    root = (part,) if part else ()
+    found = list(_differences(whose, root, stored, wanted))
+    if not found:
+        return
+    (path, one, other), *more = found
+    owner = ": ".join([whose, *path[len(root) : -1]])
+    told = f"{owner} was made with {path[-1]} {_short(one)}, this run has {_short(other)}"
+    for path, one, other in more[:3]:
+        told += f"; {'.'.join(path[len(root) :])} {_short(one)}, here {_short(other)}"
+    if len(more) > 3:
+        told += f" and {len(more) - 3} more"
+    mending = [  # what is no scalar can only be written in the config file
+        f"--{_setting(path)} {one}" for path, one, _ in found if isinstance(one, str | int | float)
+    ]
+    own = "the model's own values" if more else "the model's own value"
+    raise UserError(f"{told}: give {', '.join([own, ' '.join(mending)] if mending else [own])}")
+
+
+def _differences(
+    whose: str, path: Route, stored: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> Iterator[tuple[Route, Any, Any]]:
+    """(path, stored value, wanted value) of the fields that differ beside `FREE` ones.
 
     A run may give new adapters to a model that has none.
     """
     for name in sorted(stored.keys() & wanted.keys() - FREE):
-        one, other = stored[name], wanted[name]
+        one, other, here = stored[name], wanted[name], (*path, name)
         if name == "lora" and one is None:
             continue
         if isinstance(other, Mapping):
@@ -151,9 +180,24 @@ def _check_model(whose: str, stored: Mapping[str, Any], wanted: Mapping[str, Any
                     f"{whose} has {name} {one!r:.80} in its config.json, which must be a table; "
                     "write or convert the model again"
                 )
-            _check_model(f"{whose}: {name}", one, other)
+            yield from _differences(whose, here, one, other)
+        elif _tables(one) and _tables(other) and len(one) == len(other):
+            for place, (a, b) in enumerate(zip(one, other, strict=True)):
+                yield from _differences(whose, (*here, str(place)), a, b)
         elif one != other:
-            raise UserError(
-                f"{whose} was made with {name} {one!r}, this run has {other!r}: give the model's "
-                "own value"
-            )
+            yield here, one, other
+
+
+def _tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
+
+
+def _setting(path: Route) -> str:
+    """What the run's config calls a field of the whole model's."""
+    first = {"acoustic": "encoder"}.get(path[0], f"c2ser.{path[0]}")
+    return ".".join([first, *path[1:]])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -84,6 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         else:
             rows[index] = {"file": clips[index].path, **result.as_row()}
     words = WORDS if written else ()
+    unread = any(row.get("text") and not any(row.get(word) for word in WORDS) for row in rows)
+    if written and unread and arguments.format == "table":
+        words = (*WORDS, "text")  # of an answer that gives none of these
     write_rows(rows, labels, arguments.format, sys.stdout, words=words)
     return 1 if any("error" in row for row in rows) else 0
 
@@ -202,7 +205,7 @@ def _write_table(
                 cells.append([name])
             else:
                 scores = [f"{found['probabilities'][label]:.3f}" for label in labels]
-                said = [found.get(name, "") for name in words]
+                said = [" ".join(str(found.get(word, "")).split()) for word in words]
                 cells.append([name, start, end, found["label"] or "none", *scores, *said])
     width = [max(len(line[i]) for line in cells if i < len(line)) for i in range(len(cells[0]))]
     for number, line in enumerate(cells):

@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from c2ser_jax.bad_files import add_bad_files
+from c2ser_jax import bad_files
 from c2ser_jax.config import ANSWERING, STAGES, RunConfig
 from c2ser_jax.corpus import corpus_labels, make_folds, name_classes, read_corpus
+from c2ser_jax.data.labels import canonical_label
 from c2ser_jax.data.scanning import listing
 from c2ser_jax.data.splits import Fold
-from c2ser_jax.errors import UserError
+from c2ser_jax.errors import UserError, some_of
 from c2ser_jax.evaluation.probe_result import FoldResult, ProbeResult, gather_folds
 from c2ser_jax.evaluation.report import write_text
 from c2ser_jax.fold_run import FoldRun, alone, together
@@ -66,10 +67,12 @@ def _execute(
     folds = [name_classes(run, fold, labels) for fold in folds]
     _check_test_data(run, folds)
     _record(run, workdir)
+    if run.needs_labels and not run.data.labels:
+        say(_classes(labels))
     if bad:
         say(f"left out {len(bad)} files (bad_files.jsonl):\n{listing(bad)}")
         if is_main_process():
-            add_bad_files(workdir, bad)
+            bad_files.add_bad_files(workdir, bad)
     scores: dict[str, list[FoldResult]] = {}
     lost: list[str] = []
     for fold in folds:
@@ -124,14 +127,24 @@ def _report(
     return result
 
 
+def _classes(labels: list[str]) -> str:
+    """What the corpus gives for classes: a misspelt label would be one of them."""
+    unknown = [label for label in labels if canonical_label(label) is None]
+    told = f"classes of the corpus: {some_of(labels, 20)}"
+    if not unknown:
+        return told
+    return f"{told}; no emotion known here: {some_of(unknown)} (--data.labels names those you want)"
+
+
 def _say_nothing(line: str) -> None:
     del line
 
 
 def _record(run: RunConfig, workdir: Path) -> None:
-    """Stores the resolved config, or refuses a folder that holds another run."""
+    """Stores the resolved config, or refuses a folder in which another run has begun."""
     path, resolved = workdir / "config.json", json.loads(json.dumps(to_json(run)))
-    if path.exists() and (different := differences(json.loads(path.read_text("utf-8")), resolved)):
+    begun = path.exists() and {one.name for one in workdir.iterdir()} - {path.name, bad_files.NAME}
+    if begun and (different := differences(json.loads(path.read_text("utf-8")), resolved)):
         raise UserError(
             f"{workdir} holds another run ({different}); "
             "give another --workdir, or the settings of that run to go on with it"

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from c2ser_jax.data.files import TEXT, read_rows, unwritable, write_text
 from c2ser_jax.errors import UserError
+from c2ser_jax.training.resume import differences
 
 PREDICTIONS, SETTINGS, TIMES = "predictions.jsonl", "evaluation.json", "times.json"
 Row = dict[str, Any]
@@ -59,9 +60,11 @@ class AnswerLog:
         before = _json(path)
         for key, value in settings.items():
             if before.get(key) != value:
+                which = differences({key: before.get(key)}, {key: value})
                 raise UserError(
-                    f"{path.parent} holds an evaluation with another {key}; give another --output, "
-                    "or remove it to begin anew"
+                    f"{path.parent} holds an evaluation with another {key}"
+                    f"{f' ({which})' if which else ''}; give another --output, or remove it to "
+                    "begin anew"
                 )
 
     def answered(self, condition: str, name: str) -> bool:

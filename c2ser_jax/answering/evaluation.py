@@ -16,9 +16,10 @@ from c2ser_jax.answering.answer_log import AnswerLog, Row
 from c2ser_jax.answering.answerers import Answerer, Clock, load_answerer
 from c2ser_jax.answering.ask import Ask, Mode
 from c2ser_jax.data.files import write_text
+from c2ser_jax.data.labels import class_index
 from c2ser_jax.data.manifest import Utterance, read_manifest
 from c2ser_jax.data.sources import FileSource
-from c2ser_jax.errors import UserError
+from c2ser_jax.errors import UserError, some_of
 from c2ser_jax.evaluate_config import EvaluateConfig
 from c2ser_jax.evaluation.answers import (
     answer_metrics,
@@ -34,7 +35,7 @@ from c2ser_jax.evaluation.runner import Labelled, audio_checksums, check_leakage
 from c2ser_jax.extraction.clips import Clip, Failure
 from c2ser_jax.overrides import to_json
 from c2ser_jax.training.checkpoint import read_trained_on
-from c2ser_jax.training.model_directory import write_extra
+from c2ser_jax.training.model_directory import read_description, title_of, write_extra
 
 Say = Callable[[str], None]
 DEVELOPMENT = "development"
@@ -222,7 +223,7 @@ class Evaluation:
             reason = reasons.get(row["id"], {})
             told = {k: reason[k] for k in ("transcript", "rationale", "text") if k in reason}
             shown.append({**told, **row})
-        title = f"{self.cfg.name}: {self.checkpoint.name}"
+        title = f"{self.cfg.name}: {title_of(self.checkpoint)}"
         scored = summary["conditions"][self.modes[0]]
         confusion_picture(
             scored["confusion"], scored["classes"], self.output / "confusion.png", title=title
@@ -239,6 +240,12 @@ class Evaluation:
         """What a reader of the scores must know, a sentence each."""
         notes = [f"{summary['num']} utterances scored, in mode {summary['mode']} first"]
         notes.append(f"leakage {self.leakage}")
+        own = read_description(self.checkpoint).labels or self.labels
+        if new := [label for label in self.labels if class_index(label, own) is None]:
+            notes.append(
+                f"the model's own labels are {some_of(own, 20)}: it may never have learned "
+                f"{some_of(new)}"
+            )
         if summary["bad"]:
             notes.append(f"{len(summary['bad'])} could not be heard and are not scored")
         if summary["unlabelled"]:

@@ -104,6 +104,12 @@ def write_model(
         raise
 
 
+def title_of(directory: str | Path) -> str:
+    """What a reader calls a model: its directory's name, of a trained one "run/stage"."""
+    path = Path(directory).resolve()
+    return "/".join(path.parts[-3:-1]) if path.name == "model" else path.name
+
+
 def read_description(directory: str | Path) -> ModelDescription:
     """Returns the description in DIR/config.json, which is untrusted. Errors: UserError."""
     _put_back(Path(directory))
@@ -120,7 +126,9 @@ def read_description(directory: str | Path) -> ModelDescription:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no valid JSON ({error}): write the model again") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UserError(f"{path} does not describe a {FORMAT}: write or convert the model again")
+        models = ", ".join(map(str, sorted(Path(directory).glob("*/model"))))
+        advice = f"give a model in it: {models}" if models else "write or convert the model again"
+        raise UserError(f"{path} does not describe a {FORMAT}: {advice}")
     if document.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {document.get('format_version')!r}, this library reads "

@@ -331,7 +331,7 @@ def test_a_finished_evaluation_asks_nothing_again_and_another_one_is_refused(
         before[0]["calibration"]["temperature"], rel=1e-6
     )
     assert "temperature" in capsys.readouterr().out
-    with pytest.raises(UserError, match="holds an evaluation with another config"):
+    with pytest.raises(UserError, match=r"another config \(config.seed: 0 → 3\)"):
         run(model, corpus, output, *options, "--seed", "3")
 
 

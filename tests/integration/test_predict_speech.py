@@ -62,6 +62,7 @@ def test_written_answers_have_their_words(model, files, capsys):
     assert {"rate", "pitch", "loudness", "transcript", "rationale"} <= set(cells)
     table = printed(capsys, "--checkpoint", model, *options, files[0], code=0)
     assert "none" in table.splitlines()[1]  # a free answer of random weights names no label
+    assert table.splitlines()[0].endswith("text") and len(table.splitlines()) == 2
 
 
 def test_no_label_is_none_in_tables_and_null_in_json():

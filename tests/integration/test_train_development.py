@@ -53,11 +53,12 @@ def test_stages_log_the_losses_of_the_model_they_leave(data, tmp_path):
     assert rows[0]["accuracy"] == pytest.approx(hits)
 
 
-def test_data_that_no_stage_looks_at_are_trained_on(data, tmp_path):
+def test_data_that_no_stage_looks_at_are_trained_on(data, tmp_path, capsys):
     _, settings = data
     assert run(tmp_path, *settings, "--stages", "pretrain") == 0
     assert len(trained(tmp_path, "pretrain")) == 9
     assert load_run(CONFIG).uses_development  # the probe does
+    assert "classes of the corpus: angry, happy, sad\n" in capsys.readouterr().out
 
 
 def test_losses_on_data_that_are_not_kept_are_refused():

@@ -3,6 +3,7 @@
 import pytest
 
 from c2ser_jax.errors import UserError
+from c2ser_jax.run import _classes
 from tests.integration.tiny_corpus import read_rows, run, write_corpus
 
 CLASSES = ("--data.labels", "angry", "happy", "sad")
@@ -46,3 +47,9 @@ def test_an_unknown_label_stops_the_run_before_anything_is_trained(manifest, tmp
     for option in ("--data.labels", "--classify.batches.unknown_labels unlabelled"):
         assert option in str(told.value)
     assert not list((tmp_path / "run").rglob("metrics.jsonl"))
+
+
+def test_words_that_nobody_knows_are_told_when_they_become_classes():
+    assert _classes(["Joy", "sad"]) == "classes of the corpus: Joy, sad"
+    told = "classes of the corpus: angry, zornig2; no emotion known here: zornig2 (--data.labels"
+    assert _classes(["angry", "zornig2"]).startswith(told)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from c2ser_jax import stage_run, stages, train
+from c2ser_jax.errors import UserError
 from c2ser_jax.training.checkpoint import ModelDescription, leaves_of, read_description, write_model
 from c2ser_jax.training.loop import FitResult
 from c2ser_jax.training.state import TrainState
@@ -37,6 +38,17 @@ def test_the_command_and_the_config_both_turn_the_progress_bar_off(loops, tmp_pa
     pretrain(tmp_path / "command", "--no-progress")
     pretrain(tmp_path / "neither")
     assert [cfg.progress for cfg in loops] == [False, False, None]
+
+
+def test_a_run_that_was_refused_before_it_began_leaves_its_folder_free(loops, tmp_path):
+    other = ModelDescription("emotion2vec", {"depth": 9})
+    write_model(tmp_path / "given", other, leaves_of({"encoder": {"kernel": np.ones(3)}}))
+    with pytest.raises(UserError, match="depth 9, this run has 1: .*--encoder.depth 9"):
+        pretrain(tmp_path / "run", "--initial", str(tmp_path / "given"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    pretrain(tmp_path / "run", "--seed", "5")  # corrected, in the same folder
+    with pytest.raises(UserError, match="holds another run .*seed: 5 → 6"):
+        pretrain(tmp_path / "run", "--seed", "6")
 
 
 def test_a_model_keeps_licence_and_origin_of_the_one_it_started_from(loops, tmp_path):

@@ -131,6 +131,29 @@ def test_an_acoustic_encoder_of_another_config_is_refused(tmp_path):
         lines.clear()
 
 
+def test_all_that_differs_is_told_at_once_with_the_settings_that_mend_it(tmp_path):
+    wanted, one = to_json(RUN.encoder), {"x": np.ones(2, np.float32)}
+    stem = [{**layer, "channels": layer["channels"] + 1} for layer in wanted["conv_layers"]]
+    other = {**wanted, "conv_layers": stem, "depth": 7, "position_dropout": 0.5}
+    directory = write(tmp_path / "other", "emotion2vec", other, {"encoder": one})
+    with pytest.raises(UserError) as told:
+        acoustic_encoder(directory, wanted)
+    first = stem[0]["channels"]
+    assert f"conv_layers: 0 was made with channels {first}, this run has {first - 1}" in str(
+        told.value
+    )
+    assert f"; depth 7, here {wanted['depth']}" in str(told.value)
+    own, settings = str(told.value).split("give the model's own values, ")
+    assert settings.split("--")[1:] == [
+        *(f"encoder.conv_layers.{i}.channels {layer['channels']} " for i, layer in enumerate(stem)),
+        "encoder.depth 7",
+    ]
+    llm = {**model_of(RUN)["llm"], "width": 96}
+    initial = write(tmp_path / "llm", "qwen2", llm, {"x": np.ones(2)})
+    with pytest.raises(UserError, match="give the model's own value, --c2ser.llm.width 96$"):
+        check_initial_parts(dataclasses.replace(RUN, initial_llm=initial))
+
+
 def test_a_part_that_is_no_table_is_refused(tmp_path):
     one = {"acoustic": {"x": np.ones(2)}}
     for name, stored in (("null", None), ("text", "small")):

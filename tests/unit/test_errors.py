@@ -1,6 +1,8 @@
 """Commands end with one sentence and an exit code for what a user can mend."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,17 @@ def test_sentences_end_alike_without_a_full_stop():
 def test_a_sentence_names_a_few_of_many():
     assert some_of(["a", "b"]) == "a, b" and some_of(list("abcdef"), 4) == "a, b, c, d and 2 more"
     assert some_of(["x\ny", "z" * 200]) == "x?y, " + "z" * 160
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly():
+    program = "from c2ser_jax.errors import run_command\nrun_command(lambda _: print('x' * 10**6))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+    process.stderr.close()
 
 
 def test_other_errors_keep_their_traceback():

@@ -206,6 +206,10 @@ def test_a_wrong_config_gets_a_sentence(tmp_path, change, words):
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     with pytest.raises(UserError, match=words):
         read_description(tmp_path / "m")
+    write_model(tmp_path / "m" / "classify" / "model", DESCRIPTION, [])
+    if "format" in change:  # a run's own folder
+        with pytest.raises(UserError, match="give a model in it: .*/m/classify/model$"):
+            read_description(tmp_path / "m")
     config.write_text("{")
     with pytest.raises(UserError, match="no valid JSON"):
         read_description(tmp_path / "m")
