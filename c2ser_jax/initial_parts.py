@@ -1,5 +1,6 @@
 """What the whole model's parts start from: earlier stages, converted models, or nothing."""
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,10 @@ def _check_model(
         told += f"; {'.'.join(path[len(root) :])} {_short(one)}, here {_short(other)}"
     if len(more) > 3:
         told += f" and {len(more) - 3} more"
-    mending = [  # what is no scalar can only be written in the config file
-        f"--{_setting(path)} {one}" for path, one, _ in found if isinstance(one, str | int | float)
+    mending = [  # quoted, since the values are a stranger's; a table belongs into the config file
+        f"--{_setting(path)} {shlex.quote(_short(one))}"
+        for path, one, _ in found
+        if isinstance(one, str | int | float)
     ]
     own = "the model's own values" if more else "the model's own value"
     raise UserError(f"{told}: give {', '.join([own, ' '.join(mending)] if mending else [own])}")
@@ -199,5 +202,5 @@ def _setting(path: Route) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

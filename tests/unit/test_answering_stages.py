@@ -148,6 +148,9 @@ def test_all_that_differs_is_told_at_once_with_the_settings_that_mend_it(tmp_pat
         *(f"encoder.conv_layers.{i}.channels {layer['channels']} " for i, layer in enumerate(stem)),
         "encoder.depth 7",
     ]
+    strange = write(tmp_path / "strange", "emotion2vec", {"depth": "7; x"}, {"encoder": one})
+    with pytest.raises(UserError, match="own value, --encoder.depth '7; x'$"):
+        acoustic_encoder(strange, wanted)
     llm = {**model_of(RUN)["llm"], "width": 96}
     initial = write(tmp_path / "llm", "qwen2", llm, {"x": np.ones(2)})
     with pytest.raises(UserError, match="give the model's own value, --c2ser.llm.width 96$"):
