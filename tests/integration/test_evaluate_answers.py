@@ -413,6 +413,22 @@ def test_wrong_usage_is_one_sentence(model, corpus, development, tmp_path):
         run(trained, corpus, tmp_path / "p")
 
 
+def test_labels_that_the_model_never_learned_are_noted_and_a_run_names_the_page(
+    oracle, corpus, tmp_path, capsys
+):
+    four = write_tiny_c2ser(tmp_path / "anna" / "implicit" / "model", labels=EMO_EMILIA[:4])
+    run(four, corpus, tmp_path / "o")
+    never = ", ".join(EMO_EMILIA[4:])
+    told = f"own labels are {', '.join(EMO_EMILIA[:4])}: it may never have learned {never}\n"
+    assert told in capsys.readouterr().out
+    page = (tmp_path / "o" / "report.html").read_text()
+    assert told.strip() in page and "<h1>emo_emilia: anna/implicit</h1>" in page
+    whole = write_tiny_c2ser(tmp_path / "plain")
+    run(whole, corpus, tmp_path / "p")
+    assert "never have learned" not in capsys.readouterr().out
+    assert "<h1>emo_emilia: plain</h1>" in (tmp_path / "p" / "report.html").read_text()
+
+
 def test_development_data_that_was_trained_on_or_is_scored_is_refused(
     oracle, corpus, development, tmp_path
 ):
