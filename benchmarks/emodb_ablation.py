@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     seeds = ", ".join(map(str, arguments.seeds))
     print(f"UA of {arguments.score} on speakers {names}, seeds {seeds}\n")
     print(table(scores), flush=True)
-    found = json.dumps(scores, indent=1) + "\n"
-    (arguments.workdir / arguments.score / "ablation.json").write_text(found, "utf-8")
+    path = arguments.workdir / arguments.score / "ablation.json"
+    path.write_text(json.dumps(scores, indent=1) + "\n", "utf-8")
     return 0
 
 

@@ -2,9 +2,13 @@
 
 import gc
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+GARBAGE_THRESHOLDS = (200_000, 20, 50)
+"""For `gc`: what JAX traces stays, and looking through it takes a twelfth of a short run's time."""
 
 
 class UserError(Exception):
@@ -21,16 +25,18 @@ def some_of(names: Sequence[str], most: int = 5) -> str:
 def run_command(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Runs `main(None)` and exits with its code; a `UserError` prints its sentence and exits 2.
 
-    So does an `OSError` that names a file. Python looks for garbage less often than by itself: what
-    JAX traces stays, and looking through it takes a twelfth of a short run's time.
+    So does an `OSError` that names a file. Where nobody reads stdout any more, as after `| head`,
+    the code is 141 without a word.
     """
-    gc.set_threshold(200_000, 20, 50)
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     try:
         code = main(None)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except BrokenPipeError:  # nobody reads on, as after `| head`
+    except BrokenPipeError:
+        if not _unread():  # another pipe, say a worker's
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:
@@ -43,3 +49,13 @@ def run_command(main: Callable[[list[str] | None], int]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def _unread() -> bool:
+    """Whether stdout is a pipe whose reader has gone."""
+    waiting = select.poll()
+    try:
+        waiting.register(sys.stdout.fileno(), select.POLLOUT)
+    except OSError:  # no file behind it
+        return False
+    return any(event & select.POLLERR for _, event in waiting.poll(0))

@@ -147,7 +147,7 @@ def _check_model(
     the settings that mend them.
     """
     root = (part,) if part else ()
-    found = list(_differences(whose, root, stored, wanted))
+    found = list(_differences(whose, stored, wanted, root))
     if not found:
         return
     (path, one, other), *more = found
@@ -158,16 +158,16 @@ def _check_model(
     if len(more) > 3:
         told += f" and {len(more) - 3} more"
     mending = [  # quoted, since the values are a stranger's; a table belongs into the config file
-        f"--{_setting(path)} {shlex.quote(_short(one))}"
+        f"--{_setting(path)} {shlex.quote(str(one))}"
         for path, one, _ in found
-        if isinstance(one, str | int | float)
+        if isinstance(one, str | int | float) and str(one) == _short(one)
     ]
     own = "the model's own values" if more else "the model's own value"
     raise UserError(f"{told}: give {', '.join([own, ' '.join(mending)] if mending else [own])}")
 
 
 def _differences(
-    whose: str, path: Route, stored: Mapping[str, Any], wanted: Mapping[str, Any]
+    whose: str, stored: Mapping[str, Any], wanted: Mapping[str, Any], path: Route
 ) -> Iterator[tuple[Route, Any, Any]]:
     """(path, stored value, wanted value) of the fields that differ beside `FREE` ones.
 
@@ -180,13 +180,13 @@ def _differences(
         if isinstance(other, Mapping):
             if not isinstance(one, Mapping):
                 raise UserError(
-                    f"{whose} has {name} {one!r:.80} in its config.json, which must be a table; "
-                    "write or convert the model again"
+                    f"{whose} has {'.'.join(here)} {one!r:.80} in its config.json, which must be a "
+                    "table; write or convert the model again"
                 )
-            yield from _differences(whose, here, one, other)
+            yield from _differences(whose, one, other, here)
         elif _tables(one) and _tables(other) and len(one) == len(other):
             for place, (a, b) in enumerate(zip(one, other, strict=True)):
-                yield from _differences(whose, (*here, str(place)), a, b)
+                yield from _differences(whose, a, b, (*here, str(place)))
         elif one != other:
             yield here, one, other
 

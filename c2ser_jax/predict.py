@@ -84,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             rows[index] = {"file": clips[index].path, **result.as_row()}
     words = WORDS if written else ()
-    unread = any(row.get("text") and not any(row.get(word) for word in WORDS) for row in rows)
-    if written and unread and arguments.format == "table":
+    bare = any(row.get("text") and not any(row.get(word) for word in WORDS) for row in rows)
+    if bare and arguments.format == "table":
         words = (*WORDS, "text")  # of an answer that gives none of these
     write_rows(rows, labels, arguments.format, sys.stdout, words=words)
     return 1 if any("error" in row for row in rows) else 0

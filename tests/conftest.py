@@ -7,6 +7,8 @@ import tempfile
 
 from xdist.scheduler import LoadFileScheduling
 
+from c2ser_jax.errors import GARBAGE_THRESHOLDS
+
 # Code generation takes most of the tests' time and their arrays are tiny: LLVM optimises nothing,
 # a program is one module of its, and fused operations are emitted the plain way (a third of the
 # time). XLA's own program stays the same; the quickstart, which CI runs too, and the benchmarks
@@ -15,7 +17,7 @@ _QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_co
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag that is not known aborts
     _QUICK += " --xla_cpu_use_fusion_emitters=false"
 
-gc.set_threshold(200_000, 20, 50)  # tracing makes many objects that stay
+gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 _cache = None
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit all this

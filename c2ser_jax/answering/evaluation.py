@@ -111,6 +111,7 @@ class Evaluation:
         if left := [mode for mode in cfg.modes if mode not in self.modes]:
             say(f"left out: {', '.join(left)}, since this model writes nothing")
         self.labels = self.answerer.labels
+        self.own_labels = read_description(checkpoint).labels or self.labels
         self.questions = self._read(cfg.data.manifest, cfg.data.root)
         self.development = None
         if development is not None:
@@ -240,11 +241,10 @@ class Evaluation:
         """What a reader of the scores must know, a sentence each."""
         notes = [f"{summary['num']} utterances scored, in mode {summary['mode']} first"]
         notes.append(f"leakage {self.leakage}")
-        own = read_description(self.checkpoint).labels or self.labels
-        if new := [label for label in self.labels if class_index(label, own) is None]:
+        if new := [label for label in self.labels if class_index(label, self.own_labels) is None]:
             notes.append(
-                f"the model's own labels are {some_of(own, 20)}: it may never have learned "
-                f"{some_of(new)}"
+                f"the model's own labels are {some_of(self.own_labels, 20)}: it may never have "
+                f"learned {some_of(new)}"
             )
         if summary["bad"]:
             notes.append(f"{len(summary['bad'])} could not be heard and are not scored")

@@ -151,6 +151,11 @@ def test_all_that_differs_is_told_at_once_with_the_settings_that_mend_it(tmp_pat
     strange = write(tmp_path / "strange", "emotion2vec", {"depth": "7; x"}, {"encoder": one})
     with pytest.raises(UserError, match="own value, --encoder.depth '7; x'$"):
         acoustic_encoder(strange, wanted)
+    long = write(tmp_path / "long", "emotion2vec", {"depth": "7" * 99}, {"encoder": one})
+    with pytest.raises(
+        UserError, match="…, this run has .* own value$"
+    ):  # half a value mends nothing
+        acoustic_encoder(long, wanted)
     llm = {**model_of(RUN)["llm"], "width": 96}
     initial = write(tmp_path / "llm", "qwen2", llm, {"x": np.ones(2)})
     with pytest.raises(UserError, match="give the model's own value, --c2ser.llm.width 96$"):

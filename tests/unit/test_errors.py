@@ -64,9 +64,12 @@ def test_a_reader_that_has_enough_ends_a_command_quietly():
     process.stderr.close()
 
 
-def test_other_errors_keep_their_traceback():
-    def main(argv):
-        raise OSError(5, "Input/output error")
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(32, "Broken")])
+def test_other_errors_keep_their_traceback(error):
+    """So does a pipe that breaks between processes while stdout is read."""
 
-    with pytest.raises(OSError, match="Input/output"):
+    def main(argv):
+        raise error
+
+    with pytest.raises(OSError, match="Input/output|Broken"):
         run_command(main)
