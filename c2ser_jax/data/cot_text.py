@@ -7,6 +7,7 @@ read and correct. `data/answer_templates.py` has their sentences.
 import argparse
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from c2ser_jax.data.answer_templates import (
 )
 from c2ser_jax.data.cot_rows import CotText, read_cot_texts, write_cot_texts
 from c2ser_jax.data.labels import VOCABULARY, canonical_label, class_index, unknown_label
+from c2ser_jax.data.lazy_librosa import load_librosa
 from c2ser_jax.data.manifest import Utterance
 from c2ser_jax.data.prompts import answer_language, check_language
 from c2ser_jax.data.speaking_style import (
@@ -190,7 +192,10 @@ def measure_rows(rows: Iterable[Utterance], workers: int) -> Iterator[Style | Us
     if not workers:
         yield from map(measure_row, rows)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    load_librosa()  # here first, so that the pool's processes find it compiled
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=partial(load_librosa, lock=False)
+    ) as pool:
         yield from pool.map(measure_row, rows, chunksize=8)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from c2ser_jax.data.audio import SAMPLE_RATE
 from c2ser_jax.data.files import write_text
+from c2ser_jax.data.lazy_librosa import load_librosa
 from c2ser_jax.errors import UserError
 
 Level = Literal["low", "middle", "high"]
@@ -159,8 +160,7 @@ def _bounds(styles: Sequence[Style], least: int) -> dict[str, tuple[float, float
 
 def _voicing(audio: np.ndarray) -> tuple[float | None, float]:
     """(mean F0 in Hz or None, voiced seconds)."""
-    import librosa
-
+    librosa = load_librosa()
     if len(audio) < _FRAME:
         audio = np.pad(audio, (0, _FRAME - len(audio)))
     with np.errstate(invalid="ignore", divide="ignore"):
