@@ -157,17 +157,18 @@ class CotStage:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
-    def __post_init__(self):
-        _check_warmup("<stage>", self.optimizer, self.loop)
+    def check(self, name: str) -> None:
+        """Raises `UserError` when the stage of this name cannot run as configured."""
+        _check_warmup(name, self.optimizer, self.loop)
         if self.loop.trainable != LoopConfig().trainable:
             raise UserError(
-                f"<stage>.loop.trainable is {self.loop.trainable!r}: in a chain-of-thought stage "
-                "<stage>.task.trainable names what is trained; leave loop.trainable out"
+                f"{name}.loop.trainable is {self.loop.trainable!r}: in a chain-of-thought stage "
+                f"{name}.task.trainable names what is trained; leave loop.trainable out"
             )
         augment = self.batches.augment
         if augment.speed_probability or augment.mix_probability or augment.gain_db:
             raise UserError(
-                "<stage>.batches.augment changes speed, loudness or words of the audio, which the "
+                f"{name}.batches.augment changes speed, loudness or words of the audio, which the "
                 "answers of a chain-of-thought stage name; only noise may be added there"
             )
 
@@ -230,6 +231,9 @@ class RunConfig:
 
     def _check_answering(self):
         """Raises `UserError` when the chain-of-thought stages cannot run as configured."""
+        for name in ANSWERING:
+            if (stage := getattr(self, name)) is not None:
+                stage.check(name)
         stages = self.configured_stages()
         for name in (n for n in ANSWERING if n in stages):
             if self.c2ser is None:

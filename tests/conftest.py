@@ -27,7 +27,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit all this
     os.environ["C2SER_COMPILATION_CACHE"] = _cache.name
 
 
-# Files whose tests use the same programs run in one process, every other file in any.
+# Files whose tests use the same programs run in one process, every other file in any. librosa's are
+# compiled for 40 s in a new environment, by one process while others wait.
 _TOGETHER = {
     "tests/unit/answering/": "answers",
     "tests/unit/test_answer_scores": "answers",
@@ -39,6 +40,10 @@ _TOGETHER = {
     "tests/integration/test_extract": "encoders",
     "tests/integration/test_predict.": "encoders",
     "tests/unit/test_inference": "encoders",
+    "tests/parity/test_whisper": "librosa",
+    "tests/unit/data/test_cot_rows": "librosa",
+    "tests/unit/data/test_cot_text": "librosa",
+    "tests/unit/data/test_speaking_style": "librosa",
 }
 
 

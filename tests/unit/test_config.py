@@ -66,6 +66,20 @@ def test_a_mistake_is_one_sentence_that_says_what_to_change(overrides, sentence)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "overrides, sentence",
+    [
+        (["--implicit.loop.steps", "5"], "but implicit.loop.steps is 5"),
+        (["--explicit.loop.trainable", "llm/"], "explicit.task.trainable names what is trained"),
+        (["--explicit.batches.augment.gain_db", "6"], "explicit.batches.augment changes"),
+    ],
+)
+def test_what_a_stage_of_chain_of_thought_cannot_do_names_the_stage(overrides, sentence):
+    with pytest.raises(UserError) as caught:
+        load_run(CONFIGS / "quickstart_c2ser.py", overrides)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_config_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "other.py").write_text("def get_config():\n    return 3\n")
