@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 
+from c2ser_jax.data.files import cache_directory
+
 VARIABLE = "C2SER_COMPILATION_CACHE"
 _LOG = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ def enable_compilation_cache() -> Path | None:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
     chosen = chosen or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    directory = Path(chosen) if chosen else _default_directory()
+    directory = Path(chosen) if chosen else cache_directory() / f"xla-{_processor()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK):
@@ -35,11 +37,6 @@ def enable_compilation_cache() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return directory
-
-
-def _default_directory() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "c2ser_jax" / f"xla-{_processor()}"
 
 
 def _processor() -> str:

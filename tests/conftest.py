@@ -27,8 +27,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit all this
     os.environ["C2SER_COMPILATION_CACHE"] = _cache.name
 
 
-# Files whose tests use the same programs run in one process, every other file in any. librosa's are
-# compiled for 40 s in a new environment, by one process while others wait.
+# Files whose tests use the same programs run in one process, every other file in any.
+# librosa is compiled for 40 s in a new environment, by one process while others wait.
 _TOGETHER = {
     "tests/unit/answering/": "answers",
     "tests/unit/test_answer_scores": "answers",

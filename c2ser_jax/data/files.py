@@ -1,4 +1,7 @@
-"""Files that are replaced whole, written under a hidden name and then renamed; rows of JSON."""
+"""Files that are replaced whole, written under a hidden name and then renamed; rows of JSON.
+
+Also the directory of what is kept for later runs.
+"""
 
 import json
 import os
@@ -12,6 +15,12 @@ from c2ser_jax.errors import UserError
 
 TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape"}
 """How text is written and read: names of files need not be UTF-8."""
+
+
+def cache_directory() -> Path:
+    """Where this project keeps what it can make again: in the user's cache directory."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "c2ser_jax"
 
 
 @contextmanager

@@ -9,10 +9,11 @@ Source: https://github.com/numba/numba/issues/10128, open as of numba 0.68.
 
 import contextlib
 import logging
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
+
+from c2ser_jax.data.files import cache_directory
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,16 +24,14 @@ def load_librosa(*, lock: bool = True) -> ModuleType:
     `lock=False` is for the processes of a pool whose parent has loaded it before: they needn't
     wait for each other.
     """
-    if "librosa.core.pitch" not in sys.modules:
-        with _alone() if lock else contextlib.nullcontext():
-            return _import()
-    return _import()
+    loaded = "librosa.core.pitch" in sys.modules
+    with contextlib.nullcontext() if loaded or not lock else _alone():
+        return _import()
 
 
 def lock_file() -> Path:
-    """The file that is locked meanwhile, in the user's cache directory."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "c2ser_jax" / "librosa.lock"
+    """The file that is locked meanwhile."""
+    return cache_directory() / "librosa.lock"
 
 
 def _import() -> ModuleType:
@@ -53,6 +52,6 @@ def _alone() -> contextlib.AbstractContextManager:
     try:
         lock_file().parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(FileLock(lock_file()))
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # filelock 3's, without flock
         _LOG.warning("librosa is loaded without a lock (%s)", error)
     return stack
