@@ -15,6 +15,11 @@ class UserError(Exception):
     """Something the user gave is wrong; the message says what, where and how to mend it."""
 
 
+def shortened(text: str) -> str:
+    """A text for the middle of a sentence: its beginning and "…" beyond 60 characters."""
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
 def some_of(names: Sequence[str], most: int = 5) -> str:
     """The first `most` names for a sentence, cut and printable, and how many more there are."""
     shown = ", ".join(name[:160] for name in names[:most])

@@ -7,7 +7,7 @@ from typing import Any
 
 from c2ser_jax.config import RunConfig
 from c2ser_jax.data.tokenizer import check_tokenizer, load_tokenizer
-from c2ser_jax.errors import UserError
+from c2ser_jax.errors import UserError, shortened
 from c2ser_jax.overrides import to_json
 from c2ser_jax.training.checkpoint import read_description, read_params
 from c2ser_jax.training.model_directory import TOKENIZER, ends_of
@@ -202,5 +202,4 @@ def _setting(path: Route) -> str:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return shortened(value if isinstance(value, str) and value.isprintable() else repr(value))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from c2ser_jax.errors import UserError
+from c2ser_jax.errors import UserError, shortened
 
 # Fields with one of these names, and all fields below them, change neither data nor parameters,
 # only where things lie, how they are computed, and what is seen or kept.
@@ -47,7 +47,7 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     """Returns "a.b: 1 → 2; …" of two nested JSON tables, "" when only `FREE_FIELDS` differ."""
     before, now = _flat(stored), _flat(current)
     different = [
-        f"{name}: {_short(before.get(name))} → {_short(now.get(name))}"
+        f"{name}: {_json(before.get(name))} → {_json(now.get(name))}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and not FREE_FIELDS.intersection(name.split("."))
     ]
@@ -64,9 +64,8 @@ def _flat(record: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _json(value: Any) -> str:
+    return shortened(json.dumps(value, ensure_ascii=False))
 
 
 def _versions() -> dict[str, str]:
