@@ -58,5 +58,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_unconfigure():
+    gc.collect()
+    gc.freeze()  # pytest collects five times more, to find exceptions that nobody saw
     if _cache is not None:
         _cache.cleanup()

@@ -40,6 +40,9 @@ def parameter(
     module: nn.Module, name: str, init: Callable, shape, axes, dtype: Any = jnp.float32
 ) -> Any:
     """A parameter of `module`, one logical axis name (or None) per dimension of `shape`."""
+    stored = nn.meta.unbox(module.get_variable("params", name))
+    if stored is not None and stored.shape == tuple(shape):
+        return stored  # `param` would trace `init` anew to compare the shapes
     return module.param(name, with_logical_partitioning(init, axes), tuple(shape), dtype)
 
 
