@@ -2,6 +2,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax.errors import ScopeParamShapeError
 
 from c2ser_jax.models.layers import Dense, LayerNorm, Mlp, dropout, full_precision, gelu, layer_norm
 
@@ -92,3 +94,20 @@ def test_mlp_drops_in_training_only():
     np.testing.assert_array_equal(still, apply(params, x))
     np.testing.assert_array_equal(moving, apply(params, x, **options))
     assert np.abs(still - moving).max() > 1e-3
+
+
+def test_a_stored_parameter_is_read_without_tracing_its_initialiser():
+    calls = []
+
+    def init(key, shape, dtype):
+        calls.append(shape)
+        return jnp.ones(shape, dtype)
+
+    layer = Dense(3, ("width", None), kernel_init=init, use_bias=False)
+    variables = layer.init(jax.random.key(0), jnp.ones((1, 4)))
+    assert calls.pop() == (4, 3) and not calls
+    for stored in (variables, nn.meta.unbox(variables)):
+        np.testing.assert_allclose(layer.apply(stored, jnp.ones((1, 4))), 4.0)
+    assert not calls
+    with pytest.raises(ScopeParamShapeError, match=r"\(4, 3\)"):
+        layer.apply({"params": {"kernel": jnp.ones((4, 2))}}, jnp.ones((1, 4)))
