@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--config is missing; try --config configs/quickstart.py")
 
     when_stopped = _exit_when_stopped()
+    keep_freed_memory()
     # The processes of a run must join before anything touches a device.
     from c2ser_jax.parallel.distributed import initialize_from_environment
 
@@ -42,8 +43,6 @@ def main(argv: list[str] | None = None) -> int:
     from c2ser_jax.run import execute
 
     run = load_run(given.config, overrides)
-    if run.explicit is not None or run.implicit is not None:
-        keep_freed_memory()  # where many steps repay the slower compilation
     enable_compilation_cache()
     workdir = Path(given.workdir) if given.workdir else Path("runs") / run.name
     progress = False if given.no_progress else None
