@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 
 from c2ser_jax.errors import UserError, run_command
-from c2ser_jax.host_memory import keep_freed_memory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +32,6 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--config is missing; try --config configs/quickstart.py")
 
     when_stopped = _exit_when_stopped()
-    keep_freed_memory()
     # The processes of a run must join before anything touches a device.
     from c2ser_jax.parallel.distributed import initialize_from_environment
 
