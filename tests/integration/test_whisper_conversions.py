@@ -137,7 +137,7 @@ def test_every_naming_comes_back_bit_by_bit(params, tmp_path, capsys):
         (folder, name, options)
         for folder in CASES
         for name, options in (("hf", []), ("openai_whisper.pt", []), ("wenet_whisper.pt", ["yaml"]))
-        if (folder / name).exists()  # the wider collection holds decoders, too
+        if (folder / name).exists()  # the wider collection holds all three
     ],
 )
 def test_whole_golden_checkpoints_come_back_bit_by_bit(folder, name, options, params, tmp_path):

@@ -141,11 +141,7 @@ def forward_files():
 
 
 FORWARD = list(forward_files())
-HALF = [
-    case
-    for case in golden_cases("c2ser_llm/c2ser_forward")
-    if (case / "io_single_full_bf16ckpt.npz").exists()
-]
+HALF = golden_cases("c2ser_llm/c2ser_forward")
 
 
 @pytest.mark.parametrize(("folder", "name"), FORWARD, ids=str)
