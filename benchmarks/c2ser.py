@@ -30,6 +30,7 @@ from benchmarks.matmul_rate import best_seconds, measure_matmul_rate  # noqa: E4
 from benchmarks.pretrain import PEAK_BF16_FLOPS  # noqa: E402
 from c2ser_jax.decoding.generate import DecodingConfig, generate  # noqa: E402
 from c2ser_jax.decoding.labels import pack_labels, score_labels  # noqa: E402
+from c2ser_jax.huge_pages import use_huge_pages  # noqa: E402
 from c2ser_jax.models.attention import IMPLEMENTATIONS, Implementation  # noqa: E402
 from c2ser_jax.models.c2ser import C2ser, C2serConfig  # noqa: E402
 from c2ser_jax.models.connector import ConnectorConfig  # noqa: E402
@@ -420,4 +421,5 @@ def copy_bandwidth(gpu: bool) -> float:
 
 
 if __name__ == "__main__":
+    use_huge_pages(sys.argv[0])  # as training does; of the other parts none is faster for it
     sys.exit(main())

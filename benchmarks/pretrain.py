@@ -26,6 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.matmul_rate import ACCELERATOR_ROWS, measure_matmul_rate  # noqa: E402
+from c2ser_jax.huge_pages import use_huge_pages  # noqa: E402
 from c2ser_jax.models.attention import IMPLEMENTATIONS  # noqa: E402
 from c2ser_jax.models.emotion2vec import Emotion2VecConfig  # noqa: E402
 from c2ser_jax.parallel.mesh import make_local_mesh  # noqa: E402
@@ -219,4 +220,5 @@ def peer_seconds(encoder, cfg, rows: int, samples: int, steps: int, gpu: bool) -
 
 
 if __name__ == "__main__":
+    use_huge_pages(sys.argv[0])  # as training does
     sys.exit(main())

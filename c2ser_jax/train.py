@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from c2ser_jax.errors import UserError, run_command
+from c2ser_jax.huge_pages import use_huge_pages
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,4 +60,5 @@ def _exit_when_stopped() -> int:
 
 
 if __name__ == "__main__":
+    use_huge_pages("c2ser_jax.train")
     run_command(main)

@@ -7,6 +7,7 @@ Shapes: B batch, S sequence, T slots of the cache, D width, H heads, K key-value
 of one head, V vocabulary, L layers, Q chosen positions.
 """
 
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -130,8 +131,14 @@ class Mlp(nn.Module):
         cfg, axes = self.cfg, ("width", "mlp")
         gate = projection(cfg, "gate_proj", cfg.mlp_width, axes, False)(x, train=train)
         up = projection(cfg, "up_proj", cfg.mlp_width, axes, False)(x, train=train)
-        h = with_logical_constraint(nn.silu(gate) * up, ("batch", "time", "mlp"))
+        h = with_logical_constraint(_gated(gate, up), ("batch", "time", "mlp"))
         return projection(cfg, "down_proj", cfg.width, axes[::-1], False)(h, train=train)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _gated(gate, up):
+    """silu(gate) * up, of which the backward pass keeps gate and up alone."""
+    return nn.silu(gate) * up
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 from c2ser_jax.decoding import cache as caches
 from c2ser_jax.errors import UserError
 from c2ser_jax.models import lora
-from c2ser_jax.models.qwen2 import Qwen2, Qwen2Config, stack_layers, unstack_layers
+from c2ser_jax.models.qwen2 import Mlp, Qwen2, Qwen2Config, stack_layers, unstack_layers
 from c2ser_jax.parallel.mesh import make_local_mesh
 from c2ser_jax.parallel.rules import RULES, logical_sharding
 from tests.tiny_qwen2 import LORA, TINY, prompts, tiny_params, without_scan
@@ -105,6 +105,14 @@ def test_adapter_dropout_acts_in_training_alone():
     tokens = np.array([[3, 30, 5, 7]])
     rngs = {"dropout": jax.random.key(0)}
     assert np.abs(apply(tokens, train=True, rngs=rngs).logits - apply(tokens).logits).max() > 1e-3
+
+
+def test_the_backward_pass_of_the_perceptron_keeps_two_wide_arrays():
+    mlp, x = Mlp(without_scan(TINY)), jnp.ones((1, 5, TINY.width))
+    params = mlp.init(jax.random.key(0), x)
+    _, backward = jax.vjp(lambda x: mlp.apply(params, x), x)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(backward)]
+    assert sum(shape[-1:] == (TINY.mlp_width,) and 5 in shape for shape in shapes) == 2
 
 
 def test_weights_in_half_precision_equal_their_rounded_values():
