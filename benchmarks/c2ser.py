@@ -118,8 +118,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.unrolled:
         cfg = dataclasses.replace(cfg, llm=dataclasses.replace(cfg.llm, scan_layers=False))
     bench = Bench(cfg, arguments.gpu, arguments.repeats)
-    print(f"device         {device.device_kind}, {cfg.llm.dtype}, jax {jax.__version__}, "
-          f"torch {torch.__version__}")  # fmt: skip
+    print(
+        f"device         {device.device_kind}, {cfg.llm.dtype}, jax {jax.__version__}, "
+        f"torch {torch.__version__}, {os.environ.get('GLIBC_TUNABLES', 'small pages')}"
+    )
     if "prefill" in arguments.parts:
         bench.prefill()
     if "decode" in arguments.parts:
@@ -421,5 +423,5 @@ def copy_bandwidth(gpu: bool) -> float:
 
 
 if __name__ == "__main__":
-    use_huge_pages(sys.argv[0])  # as training does; of the other parts none is faster for it
+    use_huge_pages(sys.argv[0])  # as training does; the peer has them, too
     sys.exit(main())

@@ -220,5 +220,5 @@ def peer_seconds(encoder, cfg, rows: int, samples: int, steps: int, gpu: bool) -
 
 
 if __name__ == "__main__":
-    use_huge_pages(sys.argv[0])  # as training does
+    use_huge_pages(sys.argv[0])  # as training does; torch's process inherits it
     sys.exit(main())
