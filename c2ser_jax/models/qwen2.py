@@ -137,7 +137,7 @@ class Mlp(nn.Module):
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _gated(gate, up):
-    """silu(gate) * up; over scanned layers the backward pass keeps gate and up, not four arrays."""
+    """silu(gate) * up; over scanned layers the backward pass keeps these two alone."""
     return nn.silu(gate) * up
 
 
